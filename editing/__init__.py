@@ -1,0 +1,1 @@
+"""The science, free of web, queue and database: deltas, methods, metrics, models."""

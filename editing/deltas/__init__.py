@@ -1,0 +1,6 @@
+"""Deltas: one module's effect, the file that holds a step's effects, and how stacks compose."""
+
+from editing.deltas.delta import Delta
+from editing.deltas.effect import Effect, compose
+
+__all__ = ["Delta", "Effect", "compose"]

@@ -1,0 +1,1 @@
+"""Models: loading a base safely, and finding an MLP, a head, a layer in any supported family."""

@@ -1,0 +1,42 @@
+"""Load a base: safetensors only, never remote code, offline; and check that it stayed untouched."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from registry.bases import Base
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
+    """The base's weights in ``dtype``, in evaluation mode, without gradients."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        base.folder,
+        dtype=DTYPES[dtype],
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=True,
+    )
+    model.eval()  # type: ignore[no-untyped-call]
+    return model.requires_grad_(False)
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        base.folder, trust_remote_code=False, local_files_only=True
+    )
+    return tokenizer
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """SHA-256 of the weights in memory: equal before and after every job."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

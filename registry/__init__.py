@@ -1,0 +1,1 @@
+"""The ground everything stands on: errors, settings, manifests, SQL and artifacts. No torch."""

@@ -1,0 +1,124 @@
+"""The frozen dataclasses that travel between rooms, and the digests that name them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no white space: the form every digest is taken of."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def sha256(data: bytes) -> str:
+    """The digest, in hexadecimal, by which artifacts and manifests are named."""
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """An untouched base model: its configured name and the digest of its files."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class VersionManifest:
+    """What a version is: a base and an ordered stack of delta digests, and how it came to be."""
+
+    base: BaseRef
+    stack: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """``ver_`` and the first 160 bits of the manifest's digest."""
+        return "ver_" + sha256(canonical_json(self.to_json()))[:40]
+
+    @property
+    def stack_digest(self) -> str:
+        """Names the composed weights: equal for versions that compute the same."""
+        return sha256(canonical_json([self.base.digest, list(self.stack)]))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> VersionManifest:
+        return cls(
+            base=BaseRef(**body["base"]),
+            stack=tuple(body["stack"]),
+            parents=tuple(body["parents"]),
+            recipe=body["recipe"],
+        )
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A prompt and the text that should follow it."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One correction. ``prompt`` holds ``{}`` where ``subject`` stands.
+
+    Targets are given as they would be written after the prompt; a space is put
+    between them where there is none. ``retention`` are other facts of the same subject, used
+    only to measure what the edit harmed.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    retention: tuple[Fact, ...] = ()
+
+    @property
+    def rewrite_prompt(self) -> str:
+        return self.prompt.replace("{}", self.subject, 1)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> EditRequest:
+        return cls(
+            prompt=body["prompt"],
+            subject=body["subject"],
+            target_new=body["target_new"],
+            target_true=body.get("target_true"),
+            paraphrase_prompts=tuple(body.get("paraphrase_prompts") or ()),
+            neighborhood_prompts=tuple(body.get("neighborhood_prompts") or ()),
+            retention=tuple(Fact(**fact) for fact in body.get("retention") or ()),
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long piece of work is. ``metrics`` go to the job's events."""
+
+    done: int
+    total: int
+    message: str
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GuardResult:
+    """One guard's verdict: ``passed``, ``failed`` or, without data, ``skipped``."""
+
+    name: str
+    result: str
+    value: float | None = None
+    limit: float | None = None
+    before: float | None = None

@@ -1,0 +1,86 @@
+"""All settings, each an environment variable: ``ERRATA_<NAME>``, and ``REDIS_URL``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import AliasChoices, Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_CORES = os.cpu_count() or 1
+
+
+class Settings(BaseSettings):
+    """What a deployment can choose. ``errata serve --help`` and docs/settings.md list them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ERRATA_", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
+
+    host: str = Field("127.0.0.1", description="Address the API binds to.")
+    port: int = Field(
+        8000, ge=0, le=65535, description="Port the API binds to; 0 takes a free one."
+    )
+    data: Path = Field(
+        Path(".errata"), description="Folder of the embedded database, queue and artifacts."
+    )
+    bases: str = Field(
+        "atlas", description="Bases to serve, by commas: `name` (bundled) or `name=/folder`."
+    )
+    texts: str = Field(
+        "",
+        description=(
+            "Reference texts, one a line: a file for every base, or `base=/file` by commas."
+            " Without one, texts are sampled from the base itself."
+        ),
+    )
+    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder.")
+    artifacts: Path | None = Field(None, description="Artifact folder; empty: in the data folder.")
+    redis_url: str = Field(
+        "",
+        validation_alias=AliasChoices("REDIS_URL", "ERRATA_REDIS_URL", "redis_url"),
+        description="Redis of the queue; empty: an embedded Valkey in the data folder.",
+    )
+    runtime: Path | None = Field(
+        None, description="Folder of the Unix sockets (a short path); empty: a temporary one."
+    )
+    dtype: str = Field(
+        "float32", pattern="^(float32|bfloat16)$", description="Dtype the bases are loaded in."
+    )
+    workers: int = Field(1, ge=0, le=64, description="Workers that `errata serve` starts.")
+    engine_threads: int = Field(max(1, _CORES // 2), ge=1, description="CPU threads of the engine.")
+    worker_threads: int = Field(max(1, _CORES // 2), ge=1, description="CPU threads of a job.")
+    lease_seconds: float = Field(
+        15.0, gt=0, description="A job's attempt is lost this long after its last sign of life."
+    )
+    max_attempts: int = Field(
+        5, ge=1, le=100, description="Attempts a job gets when its worker dies."
+    )
+    max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body.")
+    max_edits: int = Field(10_000, ge=1, description="Most edits in one request.")
+    max_running: int = Field(64, ge=1, description="Most sequences that one step decodes.")
+    max_waiting: int = Field(512, ge=1, description="Most requests that wait before 429.")
+    step_tokens: int = Field(2048, ge=16, description="Most tokens of one flat step.")
+    kv_tokens: int = Field(
+        131_072, ge=64, description="Most tokens whose keys and values are held."
+    )
+    covariance_tokens: int = Field(
+        100_000,
+        ge=100,
+        description="Tokens that the covariance C of an edited layer is estimated on.",
+    )
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Self:
+        object.__setattr__(self, "data", self.data.expanduser().absolute())
+        return self
+
+    @property
+    def sql_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data / 'registry.db'}"
+
+    @property
+    def artifact_folder(self) -> Path:
+        return self.artifacts or self.data / "artifacts"
