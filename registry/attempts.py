@@ -1,0 +1,392 @@
+"""Attempts at jobs, as workers see them: a lease, a fence, and one transaction that ends the job.
+
+An attempt's number is its fencing token. Whatever an attempt writes is written under the condition
+that the job is still running that attempt; one that was superseded gets ``LeaseLost`` and leaves
+nothing behind.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+
+from registry import tables
+from registry.endpoints import State, Target, get_endpoint, move_endpoint, moved_since
+from registry.errors import Conflict, ErrataError, GuardRejected, JobFailed, LeaseLost, NotFound
+from registry.jobs import (
+    CANCELLED,
+    ENDED,
+    FAILED,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    Job,
+    add_event,
+    to_job,
+)
+from registry.manifests import GuardResult, Progress, VersionManifest
+from registry.versions import READY, REJECTED, Version, add_report, get_ready_version
+from registry.versions import insert_version as _insert_version
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a job: attempt ``attempt``, from ``parent``, until the lease ends."""
+
+    job: Job
+    attempt: int
+    parent: Version | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job made."""
+
+    manifest: VersionManifest | None = None
+    metrics: Mapping[str, Any] | None = None
+    guards: Sequence[GuardResult] = ()
+
+    @property
+    def rejected_by(self) -> GuardResult | None:
+        return next((guard for guard in self.guards if guard.result == "failed"), None)
+
+
+def dispatchable(connection: Connection, *, limit: int = 100) -> list[Job]:
+    """Queued jobs that may start: the oldest unfinished one of each endpoint, nothing before it."""
+    table = tables.jobs
+    earlier = table.alias("earlier")
+    awaited = table.alias("awaited")
+    blocked_by_earlier = (
+        select(earlier.c.seq)
+        .where(
+            earlier.c.tenant == table.c.tenant,
+            earlier.c.endpoint == table.c.endpoint,
+            earlier.c.seq < table.c.seq,
+            earlier.c.status.not_in(ENDED),
+        )
+        .exists()
+    )
+    blocked_by_awaited = (
+        select(awaited.c.seq)
+        .where(awaited.c.id == table.c.after, awaited.c.status.not_in(ENDED))
+        .exists()
+    )
+    rows = connection.execute(
+        select(table)
+        .where(table.c.status == QUEUED, ~blocked_by_earlier, ~blocked_by_awaited)
+        .order_by(table.c.seq)
+        .limit(limit)
+    )
+    return [to_job(row) for row in rows]
+
+
+def mark_dispatched(connection: Connection, job_id: str, attempt: int) -> None:
+    """Note when a job was last put on the queue."""
+    connection.execute(
+        update(tables.jobs)
+        .where(
+            tables.jobs.c.id == job_id,
+            tables.jobs.c.status == QUEUED,
+            tables.jobs.c.attempt == attempt - 1,
+        )
+        .values(dispatched_at=time.time())
+    )
+
+
+def claim(
+    connection: Connection, job_id: str, attempt: int, worker: str, lease_seconds: float
+) -> Claim | None:
+    """Begin an attempt; None when the delivery is stale (another attempt ran or the job ended).
+
+    The parent of a job with an endpoint is the endpoint's head at this moment.
+    """
+    now = time.time()
+    jobs = tables.jobs
+    claimed = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.status == QUEUED, jobs.c.attempt == attempt - 1)
+        .values(
+            status=RUNNING,
+            attempt=attempt,
+            lease_until=now + lease_seconds,
+            started_at=now,
+            message="started",
+            done=0,
+            total=0,
+        )
+    )
+    if claimed.rowcount != 1:
+        return None
+    connection.execute(
+        insert(tables.attempts).values(
+            job_id=job_id, attempt=attempt, worker=worker, outcome=RUNNING, started_at=now
+        )
+    )
+    add_event(connection, job_id, "status", {"status": RUNNING, "attempt": attempt})
+    job = _job(connection, job_id)
+    begun = Claim(job, attempt, None)
+    if job.cancel_requested:
+        _end(connection, begun, CANCELLED, message="cancelled")
+        return None
+    try:
+        _check_awaited(connection, job)
+        parent, generation = _parent(connection, job)
+    except ErrataError as error:
+        fail(connection, begun, error)
+        return None
+    connection.execute(
+        update(jobs).where(jobs.c.id == job_id).values(claimed_generation=generation)
+    )
+    return Claim(_job(connection, job_id), attempt, parent)
+
+
+def heartbeat(connection: Connection, claim: Claim, lease_seconds: float) -> bool:
+    """Renew the lease; True when the user asked to cancel.
+
+    Raises:
+        LeaseLost: another attempt took over, or the job ended.
+    """
+    _fenced_update(connection, claim, lease_until=time.time() + lease_seconds)
+    return _job(connection, claim.job.id).cancel_requested
+
+
+def record_progress(connection: Connection, claim: Claim, progress: Progress) -> None:
+    """Write how far the work is, as the job's state and as an event.
+
+    Raises:
+        LeaseLost
+    """
+    _fenced_update(
+        connection, claim, done=progress.done, total=progress.total, message=progress.message
+    )
+    add_event(connection, claim.job.id, "progress", asdict(progress))
+
+
+def finish(connection: Connection, claim: Claim, result: Result) -> Job:
+    """End the job with what it made: version, reports, status and move, in this one transaction.
+
+    A version that fails a guard is kept as rejected and its job fails. When the endpoint moved
+    since the claim the version is kept and the endpoint left alone, unless the job asked to
+    ``rerun`` and nothing was rolled back: then the job is queued again.
+
+    Raises:
+        LeaseLost
+    """
+    job = _fence(connection, claim)
+    if result.manifest is None:
+        _end(connection, claim, SUCCEEDED, metrics=result.metrics, message="done")
+        return _job(connection, job.id)
+    rejected = result.rejected_by
+    moved: tuple[str, ...] = ()
+    if job.endpoint is not None and job.claimed_generation is not None:
+        moved = moved_since(connection, job.tenant, job.endpoint, job.claimed_generation)
+    rerun = job.request.get("on_conflict") == "rerun" and "rollback" not in moved
+    if moved and rerun and rejected is None:
+        return _requeue(
+            connection, claim, "superseded", "endpoint moved; running again on its head"
+        )
+    version = _insert_version(
+        connection,
+        job.tenant,
+        result.manifest,
+        status=READY if rejected is None else REJECTED,
+        job_id=job.id,
+    )
+    guards = [asdict(guard) for guard in result.guards]
+    add_report(
+        connection,
+        job.tenant,
+        version.id,
+        job.id,
+        {"kind": job.kind, "metrics": result.metrics, "guards": guards},
+    )
+    ending: dict[str, Any] = {
+        "version_id": version.id,
+        "metrics": result.metrics,
+        "guards": guards,
+    }
+    if rejected is not None:
+        error = GuardRejected(
+            f"guard {rejected.name!r} rejected version {version.id}: {rejected.value} is past its"
+            f" limit {rejected.limit} (before the job: {rejected.before})"
+        )
+        _end(connection, claim, FAILED, error=error.body(), reason="guard_rejected", **ending)
+    else:
+        activated, reason = _activate(connection, job, version, bool(moved))
+        _end(connection, claim, SUCCEEDED, activated=activated, reason=reason, **ending)
+    return _job(connection, job.id)
+
+
+def fail(connection: Connection, claim: Claim, error: ErrataError) -> None:
+    """End the job with an error. Raises LeaseLost."""
+    _end(connection, claim, FAILED, error=error.body(), message=error.message)
+
+
+def cancel(connection: Connection, claim: Claim) -> None:
+    """End the job as its user asked. Raises LeaseLost."""
+    _end(connection, claim, CANCELLED, message="cancelled")
+
+
+def release(connection: Connection, job_id: str, attempt: int, max_attempts: int) -> bool:
+    """Give up a running attempt whose worker died: queue the job again, or fail it for good."""
+    job = _job(connection, job_id)
+    if job.status != RUNNING or job.attempt != attempt:
+        return False
+    lost = Claim(job, attempt, None)
+    if job.cancel_requested:
+        cancel(connection, lost)
+    elif attempt >= max_attempts:
+        error = JobFailed(
+            f"job {job_id!r}: its worker died in each of {attempt} attempts;"
+            " see the worker's log, then submit it again",
+            code="attempts_exhausted",
+        )
+        fail(connection, lost, error)
+    else:
+        _requeue(connection, lost, "lost", "the worker died; waiting for another attempt")
+    return True
+
+
+def expired(connection: Connection, now: float) -> list[Job]:
+    """Running jobs whose lease has ended."""
+    table = tables.jobs
+    rows = connection.execute(
+        select(table).where(table.c.status == RUNNING, table.c.lease_until < now)
+    )
+    return [to_job(row) for row in rows]
+
+
+def attempts(connection: Connection, job_id: str) -> list[dict[str, Any]]:
+    """A job's attempts, oldest first."""
+    table = tables.attempts
+    rows = connection.execute(
+        select(table).where(table.c.job_id == job_id).order_by(table.c.attempt)
+    )
+    return [
+        {
+            "attempt": row.attempt,
+            "worker": row.worker,
+            "outcome": row.outcome,
+            "started_at": int(row.started_at),
+            "ended_at": None if row.ended_at is None else int(row.ended_at),
+        }
+        for row in rows
+    ]
+
+
+def _activate(
+    connection: Connection, job: Job, version: Version, moved: bool
+) -> tuple[bool, str | None]:
+    if job.endpoint is None or not job.request.get("activate", True):
+        return False, None
+    if moved or job.claimed_generation is None:
+        return False, "endpoint_moved"
+    state: State = (Target(version.id),)
+    try:
+        move_endpoint(
+            connection,
+            job.tenant,
+            job.endpoint,
+            state,
+            generation=job.claimed_generation,
+            kind="activate",
+            actor=job.actor,
+            job_id=job.id,
+            message=job.request.get("message"),
+        )
+    except NotFound:
+        return False, "endpoint_deleted"
+    return True, None
+
+
+def _parent(connection: Connection, job: Job) -> tuple[Version | None, int | None]:
+    if job.endpoint is not None:
+        endpoint = get_endpoint(connection, job.tenant, job.endpoint)
+        return get_ready_version(connection, job.tenant, endpoint.head), endpoint.generation
+    if job.parent is not None:
+        return get_ready_version(connection, job.tenant, job.parent), None
+    return None, None
+
+
+def _check_awaited(connection: Connection, job: Job) -> None:
+    if job.after is None:
+        return
+    awaited = _job(connection, job.after)
+    if awaited.status != SUCCEEDED:
+        detail = (awaited.error or {}).get("message", "no further detail")
+        raise Conflict(
+            f"job {awaited.id} ({awaited.kind}), which this job needs, is {awaited.status}:"
+            f" {detail}",
+            code=f"{awaited.kind}_failed",
+        )
+
+
+def _fence(connection: Connection, claim: Claim) -> Job:
+    job = _job(connection, claim.job.id)
+    if job.status != RUNNING or job.attempt != claim.attempt:
+        raise LeaseLost(
+            f"attempt {claim.attempt} of job {job.id} was superseded"
+            f" (the job is {job.status}, attempt {job.attempt})"
+        )
+    return job
+
+
+def _fenced_update(connection: Connection, claim: Claim, **values: Any) -> None:
+    jobs = tables.jobs
+    updated = connection.execute(
+        update(jobs)
+        .where(
+            jobs.c.id == claim.job.id,
+            jobs.c.status == RUNNING,
+            jobs.c.attempt == claim.attempt,
+        )
+        .values(**values)
+    )
+    if updated.rowcount != 1:
+        _fence(connection, claim)
+
+
+def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> None:
+    now = time.time()
+    values.setdefault("message", "done" if status == SUCCEEDED else status)
+    _fenced_update(connection, claim, status=status, finished_at=now, lease_until=None, **values)
+    _end_attempt(connection, claim, status)
+    data = {"status": status}
+    data |= {key: values[key] for key in ("version_id", "error", "reason") if values.get(key)}
+    add_event(connection, claim.job.id, "status", data)
+
+
+def _requeue(connection: Connection, claim: Claim, outcome: str, message: str) -> Job:
+    _fenced_update(
+        connection,
+        claim,
+        status=QUEUED,
+        lease_until=None,
+        dispatched_at=None,
+        claimed_generation=None,
+        message=message,
+    )
+    _end_attempt(connection, claim, outcome)
+    add_event(connection, claim.job.id, "status", {"status": QUEUED, "reason": outcome})
+    return _job(connection, claim.job.id)
+
+
+def _end_attempt(connection: Connection, claim: Claim, outcome: str) -> None:
+    table = tables.attempts
+    connection.execute(
+        update(table)
+        .where(table.c.job_id == claim.job.id, table.c.attempt == claim.attempt)
+        .values(outcome=outcome, ended_at=time.time())
+    )
+
+
+def _job(connection: Connection, job_id: str) -> Job:
+    """By id alone: workers serve every tenant."""
+    row = connection.execute(select(tables.jobs).where(tables.jobs.c.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"job {job_id!r} does not exist")
+    return to_job(row)

@@ -1,0 +1,252 @@
+"""Jobs as users see them: submitted once, in order on their endpoint, ended once."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
+
+from registry import tables
+from registry.errors import Conflict, NotFound, UnprocessableRequest
+from registry.versions import Page
+
+QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
+SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
+ENDED = (SUCCEEDED, FAILED, CANCELLED)
+IDEMPOTENCY_SECONDS = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the jobs table."""
+
+    seq: int
+    id: str
+    tenant: str
+    kind: str
+    base: str
+    endpoint: str | None
+    parent: str | None
+    after: str | None
+    request: Mapping[str, Any]
+    actor: str
+    status: str
+    done: int
+    total: int
+    message: str
+    attempt: int
+    lease_until: float | None
+    dispatched_at: float | None
+    claimed_generation: int | None
+    cancel_requested: bool
+    version_id: str | None
+    activated: bool
+    reason: str | None
+    metrics: Mapping[str, Any] | None
+    guards: list[Mapping[str, Any]] | None
+    error: Mapping[str, Any] | None
+    created_at: float
+    started_at: float | None
+    finished_at: float | None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in ENDED
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a job; ``seq`` orders the events of the whole service."""
+
+    seq: int
+    type: str  # status, progress or message
+    data: Mapping[str, Any]
+    created_at: float
+
+
+def submit_job(
+    connection: Connection,
+    tenant: str,
+    kind: str,
+    *,
+    base: str,
+    request: Mapping[str, Any],
+    actor: str,
+    endpoint: str | None = None,
+    parent: str | None = None,
+    after: str | None = None,
+) -> Job:
+    """Write a job; it is acknowledged once the transaction commits."""
+    job_id = "job_" + secrets.token_hex(16)
+    connection.execute(
+        insert(tables.jobs).values(
+            id=job_id,
+            tenant=tenant,
+            kind=kind,
+            base=base,
+            endpoint=endpoint,
+            parent=parent,
+            after=after,
+            request=dict(request),
+            actor=actor,
+            status=QUEUED,
+            done=0,
+            total=0,
+            message="waiting for a worker",
+            attempt=0,
+            cancel_requested=False,
+            activated=False,
+            created_at=time.time(),
+        )
+    )
+    add_event(connection, job_id, "status", {"status": QUEUED})
+    return get_job(connection, tenant, job_id)
+
+
+def find_idempotent(connection: Connection, tenant: str, key: str, body_digest: str) -> Job | None:
+    """The job that this Idempotency-Key already made, if any.
+
+    Raises:
+        UnprocessableRequest: the key was used with another body.
+    """
+    table = tables.idempotency_keys
+    row = connection.execute(
+        select(table).where(table.c.tenant == tenant, table.c.key == key)
+    ).one_or_none()
+    if row is None or row.created_at < time.time() - IDEMPOTENCY_SECONDS:
+        return None
+    if row.body_digest != body_digest:
+        raise UnprocessableRequest(
+            f"Idempotency-Key {key!r} was used with another request in the last 24 h;"
+            " take a new key for a new request",
+            code="idempotency_key_reused",
+        )
+    return get_job(connection, tenant, row.job_id)
+
+
+def remember_idempotent(
+    connection: Connection, tenant: str, key: str, body_digest: str, job_id: str
+) -> None:
+    table = tables.idempotency_keys
+    connection.execute(
+        table.delete().where(
+            or_(
+                and_(table.c.tenant == tenant, table.c.key == key),
+                table.c.created_at < time.time() - IDEMPOTENCY_SECONDS,
+            )
+        )
+    )
+    connection.execute(
+        insert(table).values(
+            tenant=tenant,
+            key=key,
+            body_digest=body_digest,
+            job_id=job_id,
+            created_at=time.time(),
+        )
+    )
+
+
+def get_job(connection: Connection, tenant: str, job_id: str) -> Job:
+    row = connection.execute(
+        select(tables.jobs).where(tables.jobs.c.tenant == tenant, tables.jobs.c.id == job_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"job {job_id!r} does not exist; GET /v1/jobs lists those that do",
+            code="job_not_found",
+        )
+    return to_job(row)
+
+
+def list_jobs(
+    connection: Connection,
+    tenant: str,
+    *,
+    kind: str | None = None,
+    status: str | None = None,
+    endpoint: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
+) -> Page[Job]:
+    """Newest first."""
+    table = tables.jobs
+    query = select(table).where(table.c.tenant == tenant)
+    for column, value in ((table.c.kind, kind), (table.c.status, status)):
+        query = query if value is None else query.where(column == value)
+    if endpoint is not None:
+        query = query.where(table.c.endpoint == endpoint)
+    if after is not None:
+        query = query.where(table.c.seq < get_job(connection, tenant, after).seq)
+    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
+    return Page(tuple(to_job(row) for row in rows[:limit]), len(rows) > limit)
+
+
+def position(connection: Connection, job: Job) -> int | None:
+    """How many unfinished jobs stand before a queued one."""
+    if job.status != QUEUED:
+        return None
+    table = tables.jobs
+    before = select(func.count()).where(table.c.seq < job.seq, table.c.status.not_in(ENDED))
+    return connection.execute(before).scalar_one()
+
+
+def cancel_job(connection: Connection, tenant: str, job_id: str) -> Job:
+    """Cancel a queued job at once, ask a running one to stop.
+
+    Raises:
+        Conflict: the job has ended.
+    """
+    job = get_job(connection, tenant, job_id)
+    if job.ended:
+        raise Conflict(
+            f"job {job_id!r} has ended ({job.status}) and cannot be cancelled", code="job_ended"
+        )
+    values: dict[str, Any] = {"cancel_requested": True}
+    if job.status != RUNNING:
+        values |= {"status": CANCELLED, "finished_at": time.time(), "message": "cancelled"}
+        add_event(connection, job_id, "status", {"status": CANCELLED})
+    connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
+    return get_job(connection, tenant, job_id)
+
+
+def unfinished_like(connection: Connection, kind: str, base: str, names: set[str]) -> Job | None:
+    """An unfinished job of that kind on that base whose request covers ``names``."""
+    table = tables.jobs
+    rows = connection.execute(
+        select(table).where(
+            table.c.kind == kind, table.c.base == base, table.c.status.not_in(ENDED)
+        )
+    )
+    for row in rows:
+        if names <= set(row.request.get("resources", ())):
+            return to_job(row)
+    return None
+
+
+def add_event(connection: Connection, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
+    connection.execute(
+        insert(tables.events).values(
+            job_id=job_id, type=kind, data=dict(data), created_at=time.time()
+        )
+    )
+
+
+def events(connection: Connection, job_id: str, *, after: int = 0, limit: int = 500) -> list[Event]:
+    """A job's events with ``seq > after``, oldest first."""
+    table = tables.events
+    rows = connection.execute(
+        select(table)
+        .where(table.c.job_id == job_id, table.c.seq > after)
+        .order_by(table.c.seq)
+        .limit(limit)
+    )
+    return [Event(row.seq, row.type, row.data, row.created_at) for row in rows]
+
+
+def to_job(row: Row[Any]) -> Job:
+    return Job(**row._mapping)

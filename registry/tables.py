@@ -1,0 +1,168 @@
+"""The SQL schema. Every table that holds something of a user carries the tenant."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    Column,
+    Float,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
+versions = Table(
+    "versions",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("base", String(64), nullable=False),
+    Column("base_digest", String(64), nullable=False),
+    Column("manifest", JSON, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("job_id", String(64), unique=True),
+    Column("created_at", Float, nullable=False),
+    UniqueConstraint("tenant", "id"),
+)
+
+reports = Table(
+    "reports",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("version_id", String(64), nullable=False),
+    Column("job_id", String(64)),
+    Column("body", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    ForeignKeyConstraint(["tenant", "version_id"], ["versions.tenant", "versions.id"]),
+    Index("ix_reports_version", "tenant", "version_id"),
+)
+
+endpoints = Table(
+    "endpoints",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("name", String(64), primary_key=True),
+    Column("generation", Integer, nullable=False),
+    Column("state", JSON, nullable=False),
+    Column("deleted", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+moves = Table(
+    "moves",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("endpoint", String(64), primary_key=True),
+    Column("generation", Integer, primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("before", JSON),
+    Column("after", JSON),
+    Column("origin", Integer, nullable=False),
+    Column("previous", Integer),
+    Column("job_id", String(64)),
+    Column("actor", String(64), nullable=False),
+    Column("message", Text),
+    Column("created_at", Float, nullable=False),
+    ForeignKeyConstraint(["tenant", "endpoint"], ["endpoints.tenant", "endpoints.name"]),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("base", String(64), nullable=False),
+    Column("endpoint", String(64)),
+    Column("parent", String(64)),
+    Column("after", String(64)),
+    Column("request", JSON, nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("done", Integer, nullable=False),
+    Column("total", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("lease_until", Float),
+    Column("dispatched_at", Float),
+    Column("claimed_generation", Integer),
+    Column("cancel_requested", Boolean, nullable=False),
+    Column("version_id", String(64)),
+    Column("activated", Boolean, nullable=False),
+    Column("reason", String(64)),
+    Column("metrics", JSON),
+    Column("guards", JSON),
+    Column("error", JSON),
+    Column("created_at", Float, nullable=False),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Index("ix_jobs_status", "status"),
+    Index("ix_jobs_endpoint", "tenant", "endpoint", "status"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(64), primary_key=True),
+    Column("attempt", Integer, primary_key=True),
+    Column("worker", String(128), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("ended_at", Float),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("job_id", String(64), nullable=False),
+    Column("type", String(16), nullable=False),
+    Column("data", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_events_job", "job_id", "seq"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("key", String(255), primary_key=True),
+    Column("body_digest", String(64), nullable=False),
+    Column("job_id", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+resources = Table(
+    "resources",
+    metadata,
+    Column("base_digest", String(64), primary_key=True),
+    Column("source", String(80), primary_key=True),
+    Column("name", String(80), primary_key=True),
+    Column("artifact", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+)

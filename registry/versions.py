@@ -1,0 +1,215 @@
+"""Versions: manifests that never change, their status, and reports that only grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from registry import tables
+from registry.errors import Conflict, Gone, NotFound
+from registry.manifests import VersionManifest
+
+T = TypeVar("T")
+READY, REJECTED, DELETED = "ready", "rejected", "deleted"
+
+
+@dataclass(frozen=True)
+class Version:
+    """A row of the versions table. ``manifest.id`` is the digest that names it."""
+
+    tenant: str
+    manifest: VersionManifest
+    status: str
+    job_id: str | None
+    created_at: float
+
+    @property
+    def id(self) -> str:
+        return self.manifest.id
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A part of a list, in its order, and whether more follows."""
+
+    items: tuple[T, ...]
+    has_more: bool
+
+
+def insert_version(
+    connection: Connection,
+    tenant: str,
+    manifest: VersionManifest,
+    *,
+    status: str = READY,
+    job_id: str | None = None,
+) -> Version:
+    """Add a version. Adding the same base version again changes nothing."""
+    found = _row(connection, tenant, manifest.id)
+    if found is not None:
+        return _version(found)
+    now = time.time()
+    connection.execute(
+        insert(tables.versions).values(
+            tenant=tenant,
+            id=manifest.id,
+            base=manifest.base.name,
+            base_digest=manifest.base.digest,
+            manifest=manifest.to_json(),
+            status=status,
+            job_id=job_id,
+            created_at=now,
+        )
+    )
+    return Version(tenant, manifest, status, job_id, now)
+
+
+def get_version(connection: Connection, tenant: str, version_id: str) -> Version:
+    """The version of that id, whatever its status.
+
+    Raises:
+        NotFound: the tenant has no such version.
+    """
+    row = _row(connection, tenant, version_id)
+    if row is None:
+        raise NotFound(
+            f"version {version_id!r} does not exist; GET /v1/versions lists those that do",
+            code="version_not_found",
+        )
+    return _version(row)
+
+
+def get_ready_version(connection: Connection, tenant: str, version_id: str) -> Version:
+    """The version of that id, if it may serve.
+
+    Raises:
+        NotFound, Gone (deleted), Conflict (rejected by a guard).
+    """
+    version = get_version(connection, tenant, version_id)
+    if version.status == DELETED:
+        raise Gone(f"version {version_id!r} was deleted", code="version_deleted")
+    if version.status == REJECTED:
+        raise Conflict(
+            f"version {version_id!r} was rejected by a guard (see its reports);"
+            " nothing may point at it",
+            code="version_rejected",
+        )
+    return version
+
+
+def list_versions(
+    connection: Connection,
+    tenant: str,
+    *,
+    base: str | None = None,
+    status: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
+) -> Page[Version]:
+    """Newest first."""
+    table = tables.versions
+    query = select(table).where(table.c.tenant == tenant)
+    if base is not None:
+        query = query.where(table.c.base == base)
+    if status is not None:
+        query = query.where(table.c.status == status)
+    if after is not None:
+        row = _row(connection, tenant, after)
+        if row is None:
+            raise NotFound(f"after: version {after!r} does not exist", param="after")
+        query = query.where(table.c.seq < row.seq)
+    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
+    return Page(tuple(_version(row) for row in rows[:limit]), len(rows) > limit)
+
+
+def lineage(connection: Connection, tenant: str, version_id: str) -> tuple[Version, ...]:
+    """The version and its first parents down to the base, newest first."""
+    chain = [get_version(connection, tenant, version_id)]
+    while parents := chain[-1].manifest.parents:
+        chain.append(get_version(connection, tenant, parents[0]))
+    return tuple(chain)
+
+
+def delete_version(connection: Connection, tenant: str, version_id: str) -> Version:
+    """Mark a version deleted.
+
+    Raises:
+        Conflict: an endpoint names it, or it is a base itself.
+    """
+    version = get_version(connection, tenant, version_id)
+    endpoints = connection.execute(
+        select(tables.endpoints.c.name, tables.endpoints.c.state).where(
+            tables.endpoints.c.tenant == tenant, tables.endpoints.c.deleted.is_(False)
+        )
+    )
+    for name, state in endpoints:
+        if any(target["version"] == version_id for target in state):
+            raise Conflict(
+                f"version {version_id!r} is served by endpoint {name!r};"
+                " move the endpoint first, then delete",
+                code="version_in_use",
+            )
+    if not version.manifest.stack:
+        raise Conflict(
+            f"version {version_id!r} is the untouched base and cannot be deleted",
+            code="version_in_use",
+        )
+    connection.execute(
+        update(tables.versions)
+        .where(tables.versions.c.tenant == tenant, tables.versions.c.id == version_id)
+        .values(status=DELETED)
+    )
+    return Version(tenant, version.manifest, DELETED, version.job_id, version.created_at)
+
+
+def add_report(
+    connection: Connection,
+    tenant: str,
+    version_id: str,
+    job_id: str | None,
+    body: Mapping[str, Any],
+) -> None:
+    """Append what a job measured of a version."""
+    connection.execute(
+        insert(tables.reports).values(
+            tenant=tenant,
+            version_id=version_id,
+            job_id=job_id,
+            body=dict(body),
+            created_at=time.time(),
+        )
+    )
+
+
+def reports(connection: Connection, tenant: str, version_id: str) -> Sequence[dict[str, Any]]:
+    """All reports of a version, oldest first."""
+    table = tables.reports
+    rows = connection.execute(
+        select(table.c.job_id, table.c.body, table.c.created_at)
+        .where(table.c.tenant == tenant, table.c.version_id == version_id)
+        .order_by(table.c.seq)
+    )
+    return [
+        {"job": row.job_id, "created_at": int(row.created_at), **dict(row.body)} for row in rows
+    ]
+
+
+def _row(connection: Connection, tenant: str, version_id: str) -> Row[Any] | None:
+    table = tables.versions
+    return connection.execute(
+        select(table).where(table.c.tenant == tenant, table.c.id == version_id)
+    ).one_or_none()
+
+
+def _version(row: Row[Any]) -> Version:
+    return Version(
+        tenant=row.tenant,
+        manifest=VersionManifest.from_json(row.manifest),
+        status=row.status,
+        job_id=row.job_id,
+        created_at=row.created_at,
+    )

@@ -1,0 +1,155 @@
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from registry import endpoints
+from registry.database import Database
+from registry.endpoints import Target
+from registry.errors import Conflict, Gone, NotFound, PreconditionFailed
+from registry.versions import delete_version
+from tests.unit.registry.conftest import TENANT, add_version
+
+
+def point(database: Database, name: str, *versions: str) -> endpoints.Endpoint:
+    state = tuple(Target(version) for version in versions)
+    with database.write() as connection:
+        try:
+            generation = endpoints.get_endpoint(connection, TENANT, name).generation
+        except NotFound:
+            return endpoints.create_endpoint(connection, TENANT, name, state, actor="test")
+        return endpoints.move_endpoint(
+            connection, TENANT, name, state, generation=generation, kind="set", actor="test"
+        )
+
+
+def rollback(database: Database, name: str, **how: object) -> str:
+    with database.write() as connection:
+        _, after = endpoints.rollback_endpoint(
+            connection,
+            TENANT,
+            name,
+            actor="test",
+            **how,  # type: ignore[arg-type]
+        )
+        return after.head
+
+
+def test_second_rollback_goes_further_back_and_never_to_and_fro(database: Database) -> None:
+    ids = [add_version(database, f"{i}" * 64).id for i in range(4)]
+    for version in ids:
+        point(database, "facts", version)
+    assert rollback(database, "facts") == ids[2]
+    assert rollback(database, "facts") == ids[1]
+    point(database, "facts", ids[3])
+    assert rollback(database, "facts") == ids[1]
+    assert rollback(database, "facts") == ids[0]
+    with pytest.raises(Conflict, match="history"):
+        rollback(database, "facts")
+
+
+def test_rollback_restores_a_split_whole(database: Database) -> None:
+    first, second = (add_version(database, c * 64).id for c in "ab")
+    point(database, "facts", first)
+    split = (Target(first, 0.9), Target(second, 0.1))
+    with database.write() as connection:
+        endpoints.move_endpoint(
+            connection, TENANT, "facts", split, generation=1, kind="set", actor="test"
+        )
+    point(database, "facts", second)
+    with database.write() as connection:
+        _, after = endpoints.rollback_endpoint(connection, TENANT, "facts", actor="test")
+    assert after.state == split
+
+
+def test_rollback_by_version_generation_and_steps(database: Database) -> None:
+    ids = [add_version(database, f"{i}" * 64).id for i in range(4)]
+    for version in ids:
+        point(database, "facts", version)
+    assert rollback(database, "facts", to_version=ids[1]) == ids[1]
+    assert rollback(database, "facts", to_generation=4) == ids[3]
+    assert rollback(database, "facts", steps=3) == ids[0]
+    with pytest.raises(Conflict, match="never"):
+        rollback(database, "facts", to_version=ids[3])
+    with pytest.raises(PreconditionFailed, match="generation"):
+        rollback(database, "facts", generation=1)
+
+
+def test_rollback_to_a_deleted_version_is_gone(database: Database) -> None:
+    first, second = (add_version(database, c * 64).id for c in "ab")
+    point(database, "facts", first)
+    point(database, "facts", second)
+    with database.write() as connection:
+        with pytest.raises(Conflict, match="facts"):
+            delete_version(connection, TENANT, second)
+        delete_version(connection, TENANT, first)
+    with pytest.raises(Gone):
+        rollback(database, "facts")
+
+
+def test_of_racers_on_one_generation_one_wins(database: Database) -> None:
+    versions = [add_version(database, f"{i}" * 64).id for i in range(8)]
+    point(database, "facts", versions[0])
+    outcomes: list[str] = []
+
+    def race(version: str) -> None:
+        try:
+            with database.write() as connection:
+                endpoints.move_endpoint(
+                    connection,
+                    TENANT,
+                    "facts",
+                    (Target(version),),
+                    generation=1,
+                    kind="set",
+                    actor="test",
+                )
+            outcomes.append(version)
+        except PreconditionFailed:
+            outcomes.append("")
+
+    threads = [threading.Thread(target=race, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [outcome for outcome in outcomes if outcome]
+    assert len(outcomes) == 8
+    assert len(winners) == 1
+    with database.read() as connection:
+        endpoint = endpoints.get_endpoint(connection, TENANT, "facts")
+    assert (endpoint.head, endpoint.generation) == (winners[0], 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 3), st.just("back")), max_size=12))
+def test_history_replays_to_the_pointer(
+    tmp_path_factory: pytest.TempPathFactory, actions: list[int | str]
+) -> None:
+    database = Database(f"sqlite:///{tmp_path_factory.mktemp('db') / 'registry.db'}")
+    database.migrate()
+    ids = [add_version(database, f"{i}" * 64).id for i in range(4)]
+    point(database, "facts", ids[0])
+    undo = [ids[0]]  # the model: what is left after undoing
+    for action in actions:
+        if action == "back":
+            if len(undo) == 1:
+                with pytest.raises(Conflict):
+                    rollback(database, "facts")
+                continue
+            undo.pop()
+            assert rollback(database, "facts") == undo[-1]
+        else:
+            undo.append(ids[int(action)])
+            point(database, "facts", undo[-1])
+    with database.read() as connection:
+        moves = endpoints.history(connection, TENANT, "facts", limit=100).items[::-1]
+        endpoint = endpoints.get_endpoint(connection, TENANT, "facts")
+    database.close()
+    state = None
+    for number, move in enumerate(moves, start=1):
+        assert (move.generation, move.before) == (number, state)
+        state = move.after
+    assert state == endpoint.state == (Target(undo[-1]),)
+    assert endpoint.generation == len(moves)

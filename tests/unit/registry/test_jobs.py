@@ -1,0 +1,270 @@
+import time
+
+import pytest
+
+from registry import attempts, endpoints, jobs
+from registry.database import Database
+from registry.endpoints import Target
+from registry.errors import Conflict, LeaseLost, NotFound, UnprocessableRequest
+from registry.jobs import Job
+from registry.manifests import GuardResult, Progress, VersionManifest
+from registry.versions import REJECTED, get_version, list_versions
+from tests.unit.registry.conftest import BASE, TENANT, add_version
+
+LEASE = 10.0
+
+
+@pytest.fixture
+def endpoint(database: Database) -> str:
+    version = add_version(database)
+    with database.write() as connection:
+        endpoints.create_endpoint(connection, TENANT, "facts", (Target(version.id),), actor="test")
+    return "facts"
+
+
+def submit(database: Database, endpoint: str | None, **request: object) -> Job:
+    with database.write() as connection:
+        return jobs.submit_job(
+            connection,
+            TENANT,
+            "edit",
+            base="atlas",
+            request=request,
+            actor="test",
+            endpoint=endpoint,
+        )
+
+
+def begin(database: Database, job: Job, attempt: int = 1) -> attempts.Claim:
+    with database.write() as connection:
+        claim = attempts.claim(connection, job.id, attempt, "worker", LEASE)
+    assert claim is not None
+    return claim
+
+
+def made_by(claim: attempts.Claim, delta: str) -> attempts.Result:
+    assert claim.parent is not None
+    parent = claim.parent.manifest
+    manifest = VersionManifest(
+        BASE, (*parent.stack, delta), (parent.id,), {"job": claim.job.id, "kind": "edit"}
+    )
+    return attempts.Result(manifest, {"before": {}, "after": {}}, ())
+
+
+def finish(database: Database, claim: attempts.Claim, result: attempts.Result) -> Job:
+    with database.write() as connection:
+        return attempts.finish(connection, claim, result)
+
+
+def head(database: Database) -> str:
+    with database.read() as connection:
+        return endpoints.get_endpoint(connection, TENANT, "facts").head
+
+
+def waiting(database: Database) -> list[str]:
+    with database.read() as connection:
+        return [job.id for job in attempts.dispatchable(connection)]
+
+
+def test_jobs_of_an_endpoint_run_in_order_each_on_the_head(
+    database: Database, endpoint: str
+) -> None:
+    first, second, free = (
+        submit(database, endpoint),
+        submit(database, endpoint),
+        submit(database, None),
+    )
+    assert waiting(database) == [first.id, free.id]
+    claim = begin(database, first)
+    assert waiting(database) == [free.id]
+    done = finish(database, claim, made_by(claim, "a" * 64))
+    assert (done.status, done.activated, head(database)) == ("succeeded", True, done.version_id)
+    assert waiting(database) == [second.id, free.id]
+    claim = begin(database, second)
+    finish(database, claim, made_by(claim, "b" * 64))
+    with database.read() as connection:
+        stack = get_version(connection, TENANT, head(database)).manifest.stack
+    assert stack == ("a" * 64, "b" * 64)
+
+
+def test_only_one_of_two_deliveries_is_claimed(database: Database, endpoint: str) -> None:
+    job = submit(database, endpoint)
+    begin(database, job)
+    with database.write() as connection:
+        assert attempts.claim(connection, job.id, 1, "other", LEASE) is None
+        assert attempts.claim(connection, job.id, 2, "other", LEASE) is None
+
+
+def test_a_superseded_attempt_leaves_nothing_behind(database: Database, endpoint: str) -> None:
+    job = submit(database, endpoint)
+    frozen = begin(database, job)
+    with database.write() as connection:
+        assert attempts.expired(connection, time.time()) == []
+        assert [j.id for j in attempts.expired(connection, time.time() + LEASE + 1)] == [job.id]
+        assert attempts.release(connection, job.id, 1, max_attempts=5)
+        assert not attempts.release(connection, job.id, 1, max_attempts=5)
+    second = begin(database, job, 2)
+    result = made_by(frozen, "a" * 64)
+    for write in (
+        lambda c: attempts.finish(c, frozen, result),
+        lambda c: attempts.heartbeat(c, frozen, LEASE),
+        lambda c: attempts.record_progress(c, frozen, Progress(1, 2, "half")),
+        lambda c: attempts.cancel(c, frozen),
+    ):
+        with pytest.raises(LeaseLost, match="superseded"), database.write() as connection:
+            write(connection)
+    assert finish(database, second, made_by(second, "b" * 64)).status == "succeeded"
+    with pytest.raises(LeaseLost), database.write() as connection:
+        attempts.finish(connection, frozen, result)
+    with database.read() as connection:
+        assert len(list_versions(connection, TENANT).items) == 2  # the base and one result
+        assert [a["outcome"] for a in attempts.attempts(connection, job.id)] == [
+            "lost",
+            "succeeded",
+        ]
+
+
+def test_a_job_whose_workers_keep_dying_fails(database: Database, endpoint: str) -> None:
+    job = submit(database, endpoint)
+    for attempt in (1, 2):
+        begin(database, job, attempt)
+        with database.write() as connection:
+            attempts.release(connection, job.id, attempt, max_attempts=2)
+    with database.read() as connection:
+        ended = jobs.get_job(connection, TENANT, job.id)
+    assert ended.status == "failed"
+    assert ended.error is not None
+    assert ended.error["code"] == "attempts_exhausted"
+
+
+def test_an_endpoint_that_moved_is_left_alone(database: Database, endpoint: str) -> None:
+    other = add_version(database, "c" * 64)
+    claim = begin(database, submit(database, endpoint))
+    with database.write() as connection:
+        endpoints.move_endpoint(
+            connection,
+            TENANT,
+            endpoint,
+            (Target(other.id),),
+            generation=1,
+            kind="set",
+            actor="somebody",
+        )
+    job = finish(database, claim, made_by(claim, "a" * 64))
+    assert (job.status, job.activated, job.reason) == ("succeeded", False, "endpoint_moved")
+    assert head(database) == other.id
+
+
+@pytest.mark.parametrize(("kind", "status"), [("set", "queued"), ("rollback", "succeeded")])
+def test_rerun_on_the_new_head_but_never_after_a_rollback(
+    database: Database, endpoint: str, kind: str, status: str
+) -> None:
+    other = add_version(database, "c" * 64)
+    claim = begin(database, submit(database, endpoint, on_conflict="rerun"))
+    with database.write() as connection:
+        endpoints.move_endpoint(
+            connection,
+            TENANT,
+            endpoint,
+            (Target(other.id),),
+            generation=1,
+            kind=kind,
+            actor="somebody",
+        )
+    job = finish(database, claim, made_by(claim, "a" * 64))
+    assert job.status == status
+    if status == "queued":
+        again = begin(database, job, 2)
+        assert finish(database, again, made_by(again, "a" * 64)).activated
+        with database.read() as connection:
+            stack = get_version(connection, TENANT, head(database)).manifest.stack
+        assert stack == ("c" * 64, "a" * 64)
+
+
+def test_a_rejected_version_is_kept_and_serves_nobody(database: Database, endpoint: str) -> None:
+    claim = begin(database, submit(database, endpoint))
+    made = made_by(claim, "a" * 64)
+    guard = GuardResult("perplexity", "failed", 7.0, 1.1, 1.0)
+    job = finish(database, claim, attempts.Result(made.manifest, made.metrics, (guard,)))
+    assert (job.status, job.reason, job.activated) == ("failed", "guard_rejected", False)
+    assert job.version_id is not None
+    with database.write() as connection:
+        assert get_version(connection, TENANT, job.version_id).status == REJECTED
+        with pytest.raises(Conflict, match="rejected"):
+            endpoints.move_endpoint(
+                connection,
+                TENANT,
+                endpoint,
+                (Target(job.version_id),),
+                generation=1,
+                kind="set",
+                actor="somebody",
+            )
+
+
+def test_a_job_waits_for_the_one_it_needs_and_fails_with_it(database: Database) -> None:
+    with database.write() as connection:
+        prepare = jobs.submit_job(
+            connection, TENANT, "prepare", base="atlas", request={}, actor="test"
+        )
+        edit = jobs.submit_job(
+            connection, TENANT, "edit", base="atlas", request={}, actor="test", after=prepare.id
+        )
+    assert waiting(database) == [prepare.id]
+    with database.write() as connection:
+        jobs.cancel_job(connection, TENANT, prepare.id)
+    assert waiting(database) == [edit.id]
+    with database.write() as connection:
+        assert attempts.claim(connection, edit.id, 1, "worker", LEASE) is None
+        ended = jobs.get_job(connection, TENANT, edit.id)
+    assert ended.status == "failed"
+    assert ended.error is not None
+    assert ended.error["code"] == "prepare_failed"
+
+
+def test_cancel_queued_running_and_ended(database: Database, endpoint: str) -> None:
+    queued = submit(database, endpoint)
+    with database.write() as connection:
+        assert jobs.cancel_job(connection, TENANT, queued.id).status == "cancelled"
+        with pytest.raises(Conflict, match="has ended"):
+            jobs.cancel_job(connection, TENANT, queued.id)
+    running = begin(database, submit(database, endpoint))
+    with database.write() as connection:
+        jobs.cancel_job(connection, TENANT, running.job.id)
+        assert attempts.heartbeat(connection, running, LEASE)
+        attempts.cancel(connection, running)
+        assert jobs.get_job(connection, TENANT, running.job.id).status == "cancelled"
+
+
+def test_idempotency_key(database: Database) -> None:
+    job = submit(database, None)
+    with database.write() as connection:
+        assert jobs.find_idempotent(connection, TENANT, "key", "body") is None
+        jobs.remember_idempotent(connection, TENANT, "key", "body", job.id)
+        found = jobs.find_idempotent(connection, TENANT, "key", "body")
+        assert found is not None
+        assert found.id == job.id
+        with pytest.raises(UnprocessableRequest, match="another request"):
+            jobs.find_idempotent(connection, TENANT, "key", "other body")
+        assert jobs.find_idempotent(connection, "other tenant", "key", "other body") is None
+
+
+def test_another_tenants_job_does_not_exist(database: Database) -> None:
+    job = submit(database, None)
+    with database.read() as connection, pytest.raises(NotFound):
+        jobs.get_job(connection, "other", job.id)
+
+
+def test_events_are_replayed_from_where_the_reader_stopped(
+    database: Database, endpoint: str
+) -> None:
+    claim = begin(database, submit(database, endpoint))
+    with database.write() as connection:
+        attempts.record_progress(connection, claim, Progress(1, 2, "half", {"loss": 0.5}))
+    finish(database, claim, made_by(claim, "a" * 64))
+    with database.read() as connection:
+        seen = jobs.events(connection, claim.job.id)
+        rest = jobs.events(connection, claim.job.id, after=seen[1].seq)
+    assert [e.type for e in seen] == ["status", "status", "progress", "status"]
+    assert seen[2].data["metrics"] == {"loss": 0.5}
+    assert rest == seen[2:]
