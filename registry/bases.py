@@ -21,12 +21,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,58}")
 
 @dataclass(frozen=True)
 class Base:
-    """An untouched model on disk."""
+    """An untouched model on disk. ``depth`` counts its layers, ``context_length`` tokens."""
 
     name: str
     folder: Path
     digest: str
     family: str
+    depth: int
     context_length: int
     has_chat_template: bool
 
@@ -86,6 +87,7 @@ def read_base(name: str, folder: Path) -> Base:
         folder=folder.absolute(),
         digest=_digest(folder),
         family=family,
+        depth=int(config.get("num_hidden_layers") or config.get("n_layer") or 0),
         context_length=_context_length(config),
         has_chat_template=_has_chat_template(folder),
     )

@@ -90,6 +90,9 @@ class EditRequest:
     def rewrite_prompt(self) -> str:
         return self.prompt.replace("{}", self.subject, 1)
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> EditRequest:
         return cls(

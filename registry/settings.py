@@ -77,6 +77,12 @@ class Settings(BaseSettings):
         object.__setattr__(self, "data", self.data.expanduser().absolute())
         return self
 
+    def environment(self) -> dict[str, str]:
+        """The variables with which ``Settings()`` in another process equals this one."""
+        values = {f"ERRATA_{name.upper()}": value for name, value in self}
+        values["REDIS_URL"] = values.pop("ERRATA_REDIS_URL")
+        return {name: "" if value is None else str(value) for name, value in values.items()}
+
     @property
     def sql_url(self) -> str:
         return self.database_url or f"sqlite:///{self.data / 'registry.db'}"

@@ -1,0 +1,56 @@
+# The two to know: `make demo` and `make test`. Both make the environment first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test serve check lint types openapi atlas bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list.
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: apt-get install python3 python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is too old: Python 3.11 or newer is needed"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make environments: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## Start the service, edit a fact over REST, roll it back, stop.
+	$(BIN)/errata demo
+
+serve: $(READY)  ## Keep the service up at http://127.0.0.1:8000 (Ctrl-C ends it).
+	$(BIN)/errata serve
+
+test: $(READY)  ## Run the tests.
+	$(BIN)/python -m pytest
+
+check: lint types openapi-check  ## Linter, formatter, types, OpenAPI drift.
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+openapi-check: $(READY)
+	$(BIN)/python -m openapi.export --check
+
+openapi: $(READY)  ## Write openapi/openapi.json anew.
+	$(BIN)/python -m openapi.export
+
+atlas: $(READY)  ## Train the bundled base again (under 15 minutes on 2 cores).
+	$(BIN)/python -m editing.atlas.train
+
+bench: $(READY)  ## Measure editing on atlas; figures in bench-editing.json.
+	$(BIN)/errata bench editing --json bench-editing.json
+
+lock: $(READY)  ## Pin what is installed now.
+	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+).*/\1/' > requirements.lock
+
+clean:  ## Remove the environment and the service's data.
+	rm -rf $(VENV) .errata

@@ -1,0 +1,136 @@
+"""The ``errata`` command. Imports that take time are made by the command that needs them: here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from registry import __version__
+from registry.errors import ErrataError
+from registry.settings import Settings
+
+cli = typer.Typer(
+    name="errata",
+    help="Edit language models the way text under version control is edited.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_help=True)
+cli.add_typer(bench, name="bench")
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Log warnings only.")]
+
+
+@cli.callback(invoke_without_command=True)
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"errata {__version__}")
+        raise typer.Exit
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to bind to.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to bind to; 0 takes a free one.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of database and artifacts.")] = None,
+    bases: Annotated[str | None, typer.Option(help="`name` or `name=/folder`, by commas.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve the API with an engine, an embedded queue and a worker. Ctrl-C ends all of them.
+
+    Every setting is also an environment variable (ERRATA_PORT, …): see docs/settings.md.
+    """
+    from app.serve import serve as run
+
+    _log(quiet)
+    options = {"host": host, "port": port, "data": data, "bases": bases}
+    run(Settings(**{k: v for k, v in options.items() if v is not None}))  # type: ignore[arg-type]
+
+
+@cli.command()
+def worker(quiet: Quiet = False) -> None:
+    """Take jobs from the queue at REDIS_URL until SIGTERM."""
+    from workers.worker import work
+
+    _log(quiet)
+    work(Settings())
+
+
+@cli.command()
+def bases() -> None:
+    """Check the bases of ERRATA_BASES and show them."""
+    from rich.table import Table
+
+    from registry.bases import find_bases
+
+    table = Table("name", "family", "layers", "context", "chat", "digest", "folder")
+    for base in find_bases(Settings().bases).values():
+        table.add_row(
+            base.name,
+            base.family,
+            str(base.depth),
+            str(base.context_length),
+            "yes" if base.has_chat_template else "no",
+            base.digest[:12],
+            str(base.folder),
+        )
+    Console().print(table)
+
+
+@cli.command()
+def demo(
+    url: Annotated[
+        str | None, typer.Option(help="A running service; by default one is started and stopped.")
+    ] = None,
+) -> None:
+    """Edit a fact over REST, ask before and after, look at its neighbours, roll it back."""
+    from app.demo import run
+
+    if not run(url):
+        raise typer.Exit(1)
+
+
+@bench.command("editing")
+def bench_editing(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    cases: Annotated[int, typer.Option(help="Edits a seed.")] = 50,
+    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+) -> None:
+    """Counterfactual edits of atlas one at a time: the field's metrics and seconds per edit."""
+    from benchmarks.editing import run
+
+    figures = run(cases=cases, seeds=list(range(1, seeds + 1)))
+    if json_file is not None:
+        json_file.write_text(json.dumps(figures, indent=2))
+
+
+def main() -> None:
+    """Entry of the ``errata`` command; an expected error is one line, not a traceback."""
+    try:
+        cli()
+    except ErrataError as error:
+        Console(stderr=True).print(f"[red]errata:[/red] {error.message}", highlight=False)
+        sys.exit(1)
+
+
+def _log(quiet: bool) -> None:
+    plain = logging.StreamHandler()
+    plain.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler = RichHandler(show_path=False) if sys.stderr.isatty() else plain
+    level = logging.WARNING if quiet or os.environ.get("ERRATA_QUIET") else logging.INFO
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for noisy in ("httpx", "alembic", "rq.worker"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,234 @@
+"""``/v1/endpoints``. The ETag is the generation; a change says which generation it changes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response, status
+
+from app.endpoints.schemas import (
+    EndpointBody,
+    LiveEdit,
+    MoveBody,
+    PromoteBody,
+    PutEndpoint,
+    RollbackAnswer,
+    RollbackBody,
+    endpoint_body,
+    live_edit,
+    move_body,
+    rollback_answer,
+)
+from app.schemas import Limit, ListOf, Name
+from app.services import CallerDep, ServicesDep
+from registry import endpoints, versions
+from registry.endpoints import Endpoint, Target
+from registry.errors import Conflict, InvalidRequest, PreconditionRequired, UnprocessableRequest
+
+router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"])
+IfMatch = Annotated[
+    str | None, Header(description='The endpoint\'s ETag, quoted: the generation, as in "3".')
+]
+IfNoneMatch = Annotated[str | None, Header(description="`*` to create the endpoint.")]
+
+
+@router.get("")
+def list_endpoints(
+    services: ServicesDep,
+    caller: CallerDep,
+    after: Annotated[str | None, Query(description="The last name of the page before.")] = None,
+    limit: Limit = 20,
+) -> ListOf[EndpointBody]:
+    """Endpoints, by name."""
+    with services.database.read() as connection:
+        page = endpoints.list_endpoints(connection, caller.tenant, after=after, limit=limit)
+    return ListOf(data=[endpoint_body(e) for e in page.items], has_more=page.has_more)
+
+
+@router.get("/{name}")
+def get_endpoint(
+    name: Name, services: ServicesDep, caller: CallerDep, response: Response
+) -> EndpointBody:
+    """One endpoint: where it points, at which generation (the ETag)."""
+    with services.database.read() as connection:
+        endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
+    return _with_etag(endpoint, response)
+
+
+@router.put(
+    "/{name}",
+    responses={201: {"model": EndpointBody, "description": "The endpoint was created."}},
+)
+def put_endpoint(
+    name: Name,
+    body: PutEndpoint,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    if_match: IfMatch = None,
+    if_none_match: IfNoneMatch = None,
+) -> EndpointBody:
+    """Move an endpoint (If-Match) or create one (If-None-Match: *)."""
+    if if_none_match is not None:
+        if if_none_match.strip() != "*" or if_match is not None:
+            raise InvalidRequest(
+                "If-None-Match must be * and stand without If-Match", param="If-None-Match"
+            )
+        if name.startswith(("ver_", "base_")):
+            raise UnprocessableRequest(
+                f"{name!r}: names that begin with ver_ or base_ are reserved", param="name"
+            )
+        with services.database.write() as connection:
+            endpoint = endpoints.create_endpoint(
+                connection, caller.tenant, name, body.state, actor=caller.actor
+            )
+        response.status_code = status.HTTP_201_CREATED
+        return _with_etag(endpoint, response)
+    generation = _required_generation(if_match)
+    with services.database.write() as connection:
+        endpoint = endpoints.move_endpoint(
+            connection,
+            caller.tenant,
+            name,
+            body.state,
+            generation=generation,
+            kind="set",
+            actor=caller.actor,
+            message=body.message,
+        )
+    return _with_etag(endpoint, response)
+
+
+@router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
+def delete_endpoint(
+    name: Name, services: ServicesDep, caller: CallerDep, if_match: IfMatch = None
+) -> None:
+    """Delete an endpoint; its versions and its history stay."""
+    generation = _required_generation(if_match)
+    with services.database.write() as connection:
+        endpoints.delete_endpoint(
+            connection, caller.tenant, name, generation=generation, actor=caller.actor
+        )
+
+
+@router.post("/{name}/promote")
+def promote_endpoint(
+    name: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    body: PromoteBody | None = None,
+    if_match: IfMatch = None,
+) -> EndpointBody:
+    """Give the whole of a split endpoint to one of its versions."""
+    body = body or PromoteBody()
+    generation = _required_generation(if_match)
+    with services.database.write() as connection:
+        endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
+        names = [target.version for target in endpoint.state]
+        chosen = body.version or names[-1]
+        if len(names) == 1 or chosen not in names:
+            raise Conflict(
+                f"endpoint {name!r} is at {', '.join(names)}; only one of a split's versions"
+                " can be promoted",
+                code="not_split",
+            )
+        endpoint = endpoints.move_endpoint(
+            connection,
+            caller.tenant,
+            name,
+            (Target(chosen),),
+            generation=generation,
+            kind="promote",
+            actor=caller.actor,
+            message=body.message,
+        )
+    return _with_etag(endpoint, response)
+
+
+@router.post("/{name}/rollback")
+def rollback_endpoint(
+    name: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    body: RollbackBody | None = None,
+    if_match: IfMatch = None,
+) -> RollbackAnswer:
+    """Restore the whole state that a move replaced. A second rollback goes further back."""
+    body = body or RollbackBody()
+    generation = None if if_match is None else _required_generation(if_match)
+    with services.database.write() as connection:
+        before, after = endpoints.rollback_endpoint(
+            connection,
+            caller.tenant,
+            name,
+            actor=caller.actor,
+            steps=body.steps or 1,
+            to_version=body.to,
+            to_generation=body.to_generation,
+            generation=generation,
+            message=body.message,
+        )
+    _with_etag(after, response)
+    return rollback_answer(before, after)
+
+
+@router.get("/{name}/history")
+def get_history(
+    name: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    after: Annotated[int | None, Query(ge=1, description="The last generation seen.")] = None,
+    limit: Limit = 20,
+) -> ListOf[MoveBody]:
+    """Every move of the endpoint, newest first."""
+    with services.database.read() as connection:
+        page = endpoints.history(connection, caller.tenant, name, after=after, limit=limit)
+    return ListOf(data=[move_body(move) for move in page.items], has_more=page.has_more)
+
+
+@router.get("/{name}/edits")
+def get_edits(
+    name: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    subject: Annotated[str | None, Query(max_length=1000)] = None,
+) -> ListOf[LiveEdit]:
+    """The edits that the endpoint's version carries, newest first."""
+    with services.database.read() as connection:
+        endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
+        chain = versions.lineage(connection, caller.tenant, endpoint.head)
+        reports = {v.id: versions.reports(connection, caller.tenant, v.id) for v in chain}
+    edits = [
+        live_edit(version, edit, reports[version.id])
+        for version in chain
+        if version.manifest.recipe.get("kind") == "edit"
+        for edit in json.loads(services.artifacts.get(version.manifest.recipe["edits"]))
+        if subject is None or edit["subject"] == subject
+    ]
+    return ListOf(data=edits)
+
+
+def _required_generation(if_match: str | None) -> int:
+    if if_match is None:
+        raise PreconditionRequired(
+            "a change needs If-Match with the endpoint's ETag (GET it first);"
+            " a creation needs If-None-Match: *",
+            param="If-Match",
+        )
+    found = re.fullmatch(r'\s*"(\d{1,9})"\s*', if_match)
+    if found is None:
+        raise InvalidRequest(
+            f"If-Match is {if_match!r}; it must be the endpoint's ETag, a quoted generation"
+            ' such as "3"',
+            param="If-Match",
+        )
+    return int(found[1])
+
+
+def _with_etag(endpoint: Endpoint, response: Response) -> EndpointBody:
+    response.headers["ETag"] = f'"{endpoint.generation}"'
+    return endpoint_body(endpoint)

@@ -1,0 +1,143 @@
+"""Errors to HTTP: every answer that is not a success has the one body of the contract."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sqlalchemy.exc import OperationalError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from registry.errors import ErrataError, InvalidRequest, NotFound, TooLarge, Unavailable
+from registry.errors import UnprocessableRequest as Unprocessable
+
+logger = logging.getLogger("errata.api")
+
+
+class ErrorDetail(BaseModel):
+    """What was wrong, where, and what would be right."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+#: The error answers that any route may give, for the OpenAPI document.
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request was refused; the body says why."},
+    "5XX": {"model": ErrorBody, "description": "The service could not answer."},
+}
+
+
+def error_response(error: ErrataError) -> JSONResponse:
+    """409 and 410 tell OpenAI's client, which would retry a 409, that a retry is useless."""
+    headers: dict[str, str] = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status in (409, 410, 422):
+        headers["x-should-retry"] = "false"
+    return JSONResponse({"error": error.body()}, error.status, headers)
+
+
+def install(app: FastAPI) -> None:
+    """Map the error tree, and what the frameworks raise, to the one body."""
+
+    @app.exception_handler(ErrataError)
+    async def errata_error(_: Request, error: ErrataError) -> JSONResponse:
+        if error.status >= 500:
+            logger.error("%s", error.message)
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(_first_problem(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        response = error_response(_from_http(request, error))
+        response.status_code = error.status_code
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(OperationalError)
+    async def database_error(_: Request, error: OperationalError) -> JSONResponse:
+        logger.error("the database does not answer: %s", error)
+        return error_response(Unavailable("the database does not answer; try again", retry_after=1))
+
+    @app.exception_handler(Exception)
+    async def any_error(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return error_response(
+            ErrataError("the service failed on this request; its log holds the reason")
+        )
+
+
+def _first_problem(problems: Any) -> ErrataError:
+    first: Mapping[str, Any] = problems[0]
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = ".".join(where) or None
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", first["msg"])
+        return InvalidRequest(f"the body is not valid JSON: {reason}", code="invalid_json")
+    if first["type"] == "extra_forbidden":
+        return Unprocessable(f"{param} is not a known field here; leave it out", param=param)
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" ({len(problems) - 1} more problem(s) after it)" if len(problems) > 1 else ""
+    return Unprocessable(f"{param or 'body'}: {message}{more}", param=param)
+
+
+def _from_http(request: Request, error: HTTPException) -> ErrataError:
+    if error.status_code == 404:
+        return NotFound(f"{request.method} {request.url.path} does not exist; see /docs")
+    if error.status_code == 405:
+        return InvalidRequest(
+            f"{request.method} is not allowed on {request.url.path}; see /docs",
+            code="method_not_allowed",
+        )
+    if error.status_code == 413:
+        return TooLarge(str(error.detail))
+    return InvalidRequest(str(error.detail))
+
+
+class BodyLimit:
+    """Refuse a body that is too large: by its announced length, or once that much has come."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        announced = dict(scope["headers"]).get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._limit:
+            await error_response(self._error())(scope, receive, send)
+            return
+        come = 0
+
+        async def counted() -> Message:
+            nonlocal come
+            message = await receive()
+            come += len(message.get("body", b""))
+            if come > self._limit:
+                raise HTTPException(413, self._error().message)
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _error(self) -> TooLarge:
+        return TooLarge(
+            f"the request body has more than {self._limit} bytes, the limit (ERRATA_MAX_BODY_BYTES)"
+        )

@@ -1,0 +1,1 @@
+"""OpenAI-shaped inference: models, completions, chat completions, streamed or whole."""

@@ -1,0 +1,94 @@
+"""From the name in a request to the version that serves it, decided once at admission."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from registry import endpoints, versions
+from registry.bases import Base
+from registry.endpoints import Endpoint
+from registry.errors import Gone, NotFound, VersionUnavailable
+from registry.manifests import VersionManifest
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The version that serves a request, and the generation of the endpoint that named it."""
+
+    model: str
+    manifest: VersionManifest
+    generation: int | None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers = {"errata-version": self.manifest.id}
+        if self.generation is not None:
+            headers["errata-generation"] = str(self.generation)
+        return headers
+
+
+def resolve(
+    connection: Connection, bases: Mapping[str, Base], tenant: str, model: str, user: str
+) -> Resolved:
+    """``model`` is an endpoint, a version's id or ``base_<name>``.
+
+    Raises:
+        NotFound (model_not_found), Gone (deleted version), VersionUnavailable (its base is not
+        loaded here, or has changed on disk).
+    """
+    if model.startswith("base_"):
+        base = bases.get(model.removeprefix("base_"))
+        if base is None:
+            raise _no_model(model)
+        return Resolved(model, VersionManifest(base.ref), None)
+    if model.startswith("ver_"):
+        version_id, generation = model, None
+    else:
+        try:
+            endpoint = endpoints.get_endpoint(connection, tenant, model)
+        except NotFound:
+            raise _no_model(model) from None
+        version_id, generation = _choose(endpoint, user), endpoint.generation
+    try:
+        version = versions.get_version(connection, tenant, version_id)
+    except NotFound:
+        raise _no_model(model) from None
+    if version.status == versions.DELETED:
+        raise Gone(f"version {version_id!r} was deleted", code="version_deleted", param="model")
+    base_ref = version.manifest.base
+    loaded = bases.get(base_ref.name)
+    if loaded is None or loaded.digest != base_ref.digest:
+        raise VersionUnavailable(
+            f"version {version_id!r} stands on base {base_ref.name!r} with digest"
+            f" {base_ref.digest[:12]}…, which this service has not loaded; add it to ERRATA_BASES"
+            + ("" if loaded is None else " (the folder of that name holds other files now)")
+        )
+    return Resolved(model, version.manifest, generation)
+
+
+def _choose(endpoint: Endpoint, user: str) -> str:
+    """A split's version for this user: ordered buckets of a stable hash, so that a growing share
+    moves each user once."""
+    state = endpoint.state
+    if len(state) == 1:
+        return state[0].version
+    digest = hashlib.sha256(f"{endpoint.tenant}/{endpoint.name}/{user}".encode()).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64 * sum(target.weight for target in state)
+    for target in reversed(state):  # the canary, last in the split, owns the lowest buckets
+        point -= target.weight
+        if point < 0:
+            return target.version
+    return state[0].version
+
+
+def _no_model(model: str) -> NotFound:
+    return NotFound(
+        f"model {model!r} does not exist; GET /v1/models lists endpoints and bases,"
+        " GET /v1/versions lists versions",
+        param="model",
+        code="model_not_found",
+    )

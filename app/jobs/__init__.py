@@ -1,0 +1,1 @@
+"""Jobs of every kind: list, follow, cancel."""

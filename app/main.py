@@ -1,0 +1,77 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from fastapi import APIRouter, FastAPI
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import SQLAlchemyError
+
+from app import errors
+from app.admin.routes import router as admin
+from app.edits.routes import router as edits
+from app.endpoints.routes import router as endpoints
+from app.inference.routes import router as inference
+from app.jobs.routes import router as jobs
+from app.services import DEFAULT_TENANT, Services
+from app.versions.routes import router as versions
+from registry import __version__
+from registry.bootstrap import bootstrap
+from registry.settings import Settings
+
+logger = logging.getLogger("errata.api")
+DISPATCH_SECONDS = 0.2
+ROUTERS: tuple[APIRouter, ...] = (inference, edits, jobs, versions, endpoints, admin)
+
+
+def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
+    """The application. Without ``services`` it only describes itself (OpenAPI)."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if services is None:
+            yield
+            return
+        bootstrap(services.database, DEFAULT_TENANT, services.bases.values())
+        dispatching = asyncio.create_task(_dispatch(services))
+        try:
+            yield
+        finally:
+            dispatching.cancel()
+            with suppress(asyncio.CancelledError):
+                await dispatching
+            await services.engine.close()
+            services.database.close()
+
+    app = FastAPI(
+        title="Errata",
+        version=__version__,
+        description=(
+            "Edit language models over REST: every change a small immutable delta, every version"
+            " a stack of deltas on an untouched base, every endpoint a pointer that moves and"
+            " rolls back."
+        ),
+        lifespan=lifespan,
+        responses=errors.RESPONSES,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+    )
+    app.state.services = services
+    app.add_middleware(errors.BodyLimit, limit=settings.max_body_bytes)
+    errors.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+async def _dispatch(services: Services) -> None:
+    """Keep the queue in step with SQL for as long as the service runs."""
+    while True:
+        try:
+            await run_in_threadpool(services.dispatcher.tick)
+        except SQLAlchemyError as error:
+            logger.warning("dispatch: the database does not answer: %s", error)
+        await asyncio.sleep(DISPATCH_SECONDS)

@@ -1,0 +1,30 @@
+"""Pieces that several features' requests and answers share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Generic, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+T = TypeVar("T")
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+#: A name as users choose it; ``ver_`` and ``base_`` are reserved and checked where one is made.
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Limit = Annotated[int, Query(ge=1, le=100, description="Most items of this page.")]
+Message = Annotated[str, Field(max_length=2000)]
+
+
+class Request(BaseModel):
+    """A request body: unknown fields are refused, so that a typing error does not pass."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListOf(BaseModel, Generic[T]):
+    """A page of a list."""
+
+    object: str = "list"
+    data: list[T]
+    has_more: bool = False

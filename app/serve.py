@@ -1,0 +1,136 @@
+"""``errata serve``: the API in this process; queue, engine and workers as its children."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import uvicorn
+
+from app.main import create_app
+from app.services import Services
+from registry.artifacts import ArtifactStore
+from registry.bases import find_bases
+from registry.database import Database
+from registry.errors import InvalidRequest
+from registry.settings import Settings
+from serving.client import EngineClient
+from workers.connection import connect
+from workers.dispatch import Dispatcher
+from workers.embedded import EmbeddedQueue
+from workers.supervisor import Child, Supervisor
+
+logger = logging.getLogger("errata.serve")
+TICK_SECONDS = 0.1
+STOP_SECONDS = 10
+QUEUE_PATIENCE = 1.0
+
+
+def serve(settings: Settings) -> None:
+    """Run the service until SIGTERM or SIGINT.
+
+    Raises:
+        ErrataError: a setting that cannot work, with the cure.
+    """
+    _refuse_open_door(settings)
+    bases = find_bases(settings.bases)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    with _runtime_folder(settings) as runtime:
+        queue = (
+            None if settings.redis_url else EmbeddedQueue(settings.data / "queue", runtime / "q")
+        )
+        redis_url = settings.redis_url if queue is None else queue.url
+        engine_socket = runtime / "e"
+        children = [] if queue is None else [queue.child()]
+        children.append(_engine(settings, engine_socket))
+        children += [
+            _worker(settings, redis_url, number) for number in range(1, settings.workers + 1)
+        ]
+        supervisor = Supervisor(children)
+        database = Database(settings.sql_url)
+        services = Services(
+            settings=settings,
+            bases=bases,
+            database=database,
+            artifacts=ArtifactStore(settings.artifact_folder),
+            engine=EngineClient(engine_socket),
+            dispatcher=Dispatcher(database, connect(redis_url, patience=QUEUE_PATIENCE), settings),
+        )
+        try:
+            supervisor.start()
+            asyncio.run(_serve_api(settings, services, supervisor))
+        finally:
+            supervisor.stop(STOP_SECONDS)
+            if queue is not None:
+                queue.close()
+
+
+async def _serve_api(settings: Settings, services: Services, supervisor: Supervisor) -> None:
+    config = uvicorn.Config(
+        create_app(settings, services),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    supervising = asyncio.create_task(_supervise(supervisor))
+    try:
+        await server.serve()
+    finally:
+        supervising.cancel()
+        with suppress(asyncio.CancelledError):
+            await supervising
+
+
+async def _supervise(supervisor: Supervisor) -> None:
+    """On the main thread, since children live as long as the thread that started them."""
+    while True:
+        supervisor.tick()
+        await asyncio.sleep(TICK_SECONDS)
+
+
+def _engine(settings: Settings, socket: Path) -> Child:
+    command = [sys.executable, "-m", "serving", "--socket", str(socket)]
+    threads = str(settings.engine_threads)
+    environment = {**settings.environment(), "OMP_NUM_THREADS": threads}
+    return Child("engine", command, environment, ready=socket.exists)
+
+
+def _worker(settings: Settings, redis_url: str, number: int) -> Child:
+    command = [sys.executable, "-m", "app.cli", "worker"]
+    threads = str(settings.worker_threads)
+    environment = {**settings.environment(), "REDIS_URL": redis_url, "OMP_NUM_THREADS": threads}
+    return Child(f"worker-{number}", command, environment)
+
+
+@contextlib.contextmanager
+def _runtime_folder(settings: Settings) -> Iterator[Path]:
+    """A private folder with a short path: a Unix socket's path must stay under 108 bytes."""
+    if settings.runtime is not None:
+        settings.runtime.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield settings.runtime
+        return
+    with tempfile.TemporaryDirectory(prefix="errata-") as folder:
+        yield Path(folder)
+
+
+def _refuse_open_door(settings: Settings) -> None:
+    """Without keys only this machine may ask."""
+    try:
+        loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        loopback = settings.host == "localhost"
+    if not loopback:
+        raise InvalidRequest(
+            f"ERRATA_HOST is {settings.host!r}: without API keys the service answers this machine"
+            " only; bind to 127.0.0.1 and put a proxy that authenticates before it",
+            param="ERRATA_HOST",
+        )

@@ -1,0 +1,1 @@
+"""Versions: what they are made of, where they come from, what was measured of them."""

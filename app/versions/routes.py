@@ -1,0 +1,56 @@
+"""``/v1/versions``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from app.schemas import Limit, ListOf, Name
+from app.services import CallerDep, ServicesDep
+from app.versions.schemas import VersionBody, version_body
+from registry import versions
+
+router = APIRouter(prefix="/v1/versions", tags=["versions"])
+
+
+@router.get("")
+def list_versions(
+    services: ServicesDep,
+    caller: CallerDep,
+    base: Annotated[Name | None, Query()] = None,
+    status: Literal["ready", "rejected", "deleted"] | None = None,
+    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    limit: Limit = 20,
+) -> ListOf[VersionBody]:
+    """Versions, newest first."""
+    with services.database.read() as connection:
+        page = versions.list_versions(
+            connection, caller.tenant, base=base, status=status, after=after, limit=limit
+        )
+        data = [version_body(connection, version) for version in page.items]
+    return ListOf(data=data, has_more=page.has_more)
+
+
+@router.get("/{version_id}")
+def get_version(version_id: Name, services: ServicesDep, caller: CallerDep) -> VersionBody:
+    """One version: its stack of deltas, its recipe, its reports."""
+    with services.database.read() as connection:
+        return version_body(connection, versions.get_version(connection, caller.tenant, version_id))
+
+
+@router.get("/{version_id}/lineage")
+def get_lineage(version_id: Name, services: ServicesDep, caller: CallerDep) -> ListOf[VersionBody]:
+    """The version, its parent, and so on down to the base."""
+    with services.database.read() as connection:
+        chain = versions.lineage(connection, caller.tenant, version_id)
+        return ListOf(data=[version_body(connection, version) for version in chain])
+
+
+@router.delete("/{version_id}")
+def delete_version(version_id: Name, services: ServicesDep, caller: CallerDep) -> VersionBody:
+    """Delete a version that no endpoint names. Rolling back to it will answer 410."""
+    with services.database.write() as connection:
+        return version_body(
+            connection, versions.delete_version(connection, caller.tenant, version_id)
+        )

@@ -1,0 +1,56 @@
+"""What exists before anybody asked for anything."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+
+from sqlalchemy import insert, select
+
+from registry import tables
+from registry.bases import Base
+from registry.database import Database
+from registry.endpoints import Target, create_endpoint, get_endpoint, history
+from registry.errors import NotFound
+from registry.manifests import VersionManifest
+from registry.versions import get_version, insert_version
+
+logger = logging.getLogger("errata.registry")
+
+
+def bootstrap(database: Database, tenant: str, bases: Iterable[Base]) -> None:
+    """Bring the schema up; give each base its version and an endpoint of its name.
+
+    An endpoint that was made before, moved or deleted since, is left as it is.
+    """
+    database.migrate()
+    with database.write() as connection:
+        known = connection.execute(
+            select(tables.tenants.c.id).where(tables.tenants.c.id == tenant)
+        ).one_or_none()
+        if known is None:
+            connection.execute(insert(tables.tenants).values(id=tenant, created_at=time.time()))
+        for base in bases:
+            version = insert_version(connection, tenant, VersionManifest(base.ref))
+            try:
+                made_before = bool(history(connection, tenant, base.name, limit=1).items)
+            except NotFound:
+                made_before = False
+            if not made_before:
+                create_endpoint(
+                    connection, tenant, base.name, (Target(version.id),), actor="errata"
+                )
+                continue
+            try:
+                head = get_endpoint(connection, tenant, base.name).state[0].version
+            except NotFound:
+                continue
+            if get_version(connection, tenant, head).manifest.base.digest != base.digest:
+                logger.warning(
+                    "endpoint %r points at a version of base %r as it was before its files"
+                    " changed; it answers 503 until it is moved to %s",
+                    base.name,
+                    base.name,
+                    version.id,
+                )

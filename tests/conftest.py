@@ -1,0 +1,19 @@
+"""What every test finds: one thread of torch, and one running service for those that ask."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.service import Service
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: tests, engine and worker share them
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A real service, shared by the tests that leave the endpoint ``atlas`` as it was."""
+    with Service(tmp_path_factory.mktemp("service")) as service:
+        yield service

@@ -1,0 +1,91 @@
+"""Many streams over many versions at once: each gets what its version gives alone."""
+
+import asyncio
+from collections.abc import Iterator
+
+import openai
+import pytest
+import torch
+
+from editing.atlas.evaluation import counterfacts
+from editing.atlas.facts import read_facts
+from editing.deltas import Delta, Effect
+from registry.artifacts import ArtifactStore
+from registry.database import Database
+from registry.manifests import BaseRef, VersionManifest
+from registry.versions import insert_version
+from tests.service import Service
+
+VERSIONS, STREAMS, TOKENS = 8, 32, 24
+
+
+@pytest.fixture
+def versions(service: Service) -> Iterator[list[str]]:
+    """Versions that answer very differently: strong random deltas, written as a worker would."""
+    base = BaseRef(**service.get(f"/v1/versions/{service.base_version()}")["base"])
+    store = ArtifactStore(service.folder / "artifacts")
+    database = Database(f"sqlite:///{service.folder / 'registry.db'}")
+    made = []
+    for seed in range(VERSIONS):
+        digest = store.put(_random_delta(base.digest, seed).to_bytes())
+        manifest = VersionManifest(base, (digest,), (service.base_version(),), {"seed": seed})
+        with database.write() as connection:
+            made.append(insert_version(connection, "default", manifest).id)
+    database.close()
+    yield made
+    for version in made:
+        service.client.delete(f"/v1/versions/{version}")
+
+
+def _random_delta(base_digest: str, seed: int) -> Delta:
+    config = torch.Generator().manual_seed(seed)
+    path = f"model.layers.{seed % 3}.mlp.down_proj"
+    out_features, in_features = _down_proj_shape()
+    effect = Effect(
+        A=torch.randn(2, in_features, generator=config) * 0.2,
+        B=torch.randn(out_features, 2, generator=config) * 0.2,
+    )
+    return Delta({path: effect}, base_digest, "random")
+
+
+def _down_proj_shape() -> tuple[int, int]:
+    from editing.models.loading import load_model
+    from registry.bases import find_bases
+
+    model = load_model(find_bases("atlas")["atlas"])
+    shape = model.get_submodule("model.layers.0.mlp.down_proj").weight.shape
+    return int(shape[0]), int(shape[1])
+
+
+async def _stream(client: openai.AsyncOpenAI, version: str, prompt: str) -> tuple[str, set[str]]:
+    stream = await client.completions.create(
+        model=version, prompt=prompt, max_tokens=TOKENS, temperature=0, stream=True
+    )
+    text, named = "", set()
+    async for chunk in stream:
+        text += chunk.choices[0].text
+        named.add((chunk.model_extra or {})["version"])
+    return text, named
+
+
+async def _run(service: Service, versions: list[str]) -> tuple[list[str], list[str]]:
+    cases = counterfacts(read_facts(), STREAMS, seed=5)
+    asked = [(versions[i % VERSIONS], case.rewrite_prompt) for i, case in enumerate(cases)]
+    async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
+        together = await asyncio.gather(*(_stream(client, *request) for request in asked))
+        alone = [await _stream(client, *request) for request in asked]
+    for (version, _), (_, named) in zip(asked, together, strict=True):
+        assert named == {version}
+    return [text for text, _ in together], [text for text, _ in alone]
+
+
+def test_32_streams_over_8_versions_equal_each_alone(service: Service, versions: list[str]) -> None:
+    together, alone = asyncio.run(_run(service, versions))
+    assert together == alone
+    assert len(set(alone)) > STREAMS // 2
+
+
+def test_one_prompt_differs_between_the_versions(service: Service, versions: list[str]) -> None:
+    prompt = "The capital of France is"
+    answers = {service.text(version, prompt) for version in [*versions, "base_atlas"]}
+    assert len(answers) > 2

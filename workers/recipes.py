@@ -1,0 +1,101 @@
+"""Requests to recipes: what can be checked before a job is taken, without torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from editing.methods import METHODS, MethodEntry
+from editing.methods.hyperparameters import Hyperparameters
+from registry.bases import Base
+from registry.errors import UnprocessableRequest
+from registry.settings import Settings
+
+TEXTS = "texts"
+
+
+@dataclass(frozen=True)
+class EditRecipe:
+    """A checked method with its hyperparameters, and the resources of the base that it needs."""
+
+    method: str
+    hyperparameters: Hyperparameters
+    resources: frozenset[str]
+
+
+def check_edit(base: Base, method: str, hyperparameters: Mapping[str, Any]) -> EditRecipe:
+    """The recipe of an edit.
+
+    Raises:
+        UnprocessableRequest: an unknown method, a hyperparameter out of bounds, a layer that the
+            base does not have.
+    """
+    entry = METHODS.get(method)
+    if entry is None:
+        raise UnprocessableRequest(
+            f"method {method!r} does not exist; there is {', '.join(METHODS)}", param="method"
+        )
+    checked = _hyperparameters(entry, hyperparameters)
+    layers = checked.edited_layers(base.depth)
+    for layer in layers:
+        if layer >= base.depth:
+            raise UnprocessableRequest(
+                f"hyperparameters.layer is {layer}; base {base.name!r} has layers 0 to"
+                f" {base.depth - 1}",
+                param="hyperparameters.layer",
+            )
+    needed = {covariance_of(layer) for layer in layers} if entry.needs_covariance else {TEXTS}
+    return EditRecipe(method, checked, frozenset(needed))
+
+
+def covariance_of(layer: int) -> str:
+    """The name of the resource that holds the base's texts and C of a layer's down-projection."""
+    return f"covariance/{layer}"
+
+
+def layer_of(resource: str) -> int | None:
+    """The layer whose C a resource holds; None where it holds texts alone."""
+    return None if resource == TEXTS else int(resource.removeprefix("covariance/"))
+
+
+def text_source(settings: Settings, base: Base) -> tuple[str, Path | None]:
+    """Where a base's texts come from: a name that changes with them, and the file if there is one.
+
+    Raises:
+        UnprocessableRequest: ERRATA_TEXTS names a file that does not exist.
+    """
+    file = _text_file(settings.texts, base.name)
+    if file is None:
+        return f"sampled/{settings.covariance_tokens}", None
+    if not file.is_file():
+        raise UnprocessableRequest(f"ERRATA_TEXTS: {file} is not a file")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return f"file/{digest}", file
+
+
+def _text_file(setting: str, base: str) -> Path | None:
+    """``ERRATA_TEXTS`` is one file for every base, or ``base=/file`` by commas."""
+    if not setting:
+        return None
+    if "=" not in setting:
+        return Path(setting)
+    files = dict(entry.strip().split("=", 1) for entry in setting.split(",") if "=" in entry)
+    return Path(files[base]) if base in files else None
+
+
+def _hyperparameters(entry: MethodEntry, values: Mapping[str, Any]) -> Hyperparameters:
+    try:
+        return entry.hyperparameters(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(["hyperparameters", *(str(part) for part in first["loc"])])
+        known = ", ".join(entry.hyperparameters.model_fields)
+        raise UnprocessableRequest(
+            f"{name}: {first['msg']}; {entry.name} takes {known}", param=name
+        ) from error

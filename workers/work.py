@@ -1,0 +1,152 @@
+"""One attempt at work: its lease kept alive, its progress written, its cancellation noticed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Generator
+from contextlib import suppress
+from types import TracebackType
+from typing import Self, TypeVar
+
+from sqlalchemy.exc import OperationalError
+
+from editing.models.loading import load_model, load_tokenizer, weights_digest
+from editing.models.view import ModelView
+from registry import attempts
+from registry.artifacts import ArtifactStore
+from registry.attempts import Claim
+from registry.bases import Base
+from registry.database import Database
+from registry.errors import JobFailed, LeaseLost
+from registry.manifests import Progress
+from registry.settings import Settings
+
+logger = logging.getLogger("errata.work")
+PROGRESS_SECONDS = 0.25
+T = TypeVar("T")
+
+
+class Cancelled(Exception):
+    """The user asked for the job to be cancelled."""
+
+
+class Work:
+    """What a job's module works with: the claim, the stores, the loaded bases.
+
+    As a context manager it renews the lease from a thread until the block ends.
+    """
+
+    def __init__(
+        self,
+        claim: Claim,
+        settings: Settings,
+        database: Database,
+        artifacts: ArtifactStore,
+        models: LoadedBases,
+    ) -> None:
+        self.claim = claim
+        self.settings = settings
+        self.database = database
+        self.artifacts = artifacts
+        self.models = models
+        self._ended = threading.Event()
+        self._lost = threading.Event()
+        self._cancelled = threading.Event()
+        self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._written_at = 0.0
+
+    def __enter__(self) -> Self:
+        self._heartbeat.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._heartbeat.join()
+
+    def follow(self, steps: Generator[Progress, None, T]) -> T:
+        """Run a generator to its end, writing its progress; returns what it returns."""
+        try:
+            while True:
+                self.report(next(steps))
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        finally:
+            steps.close()
+
+    def report(self, progress: Progress) -> None:
+        """Write progress, at most four times a second.
+
+        Raises:
+            Cancelled, LeaseLost: the work is to stop.
+        """
+        if self._lost.is_set():
+            raise LeaseLost(f"job {self.claim.job.id}: attempt {self.claim.attempt} lost its lease")
+        if self._cancelled.is_set():
+            raise Cancelled
+        now = time.monotonic()
+        if now - self._written_at < PROGRESS_SECONDS:
+            return
+        self._written_at = now
+        with suppress(OperationalError), self.database.write() as connection:
+            attempts.record_progress(connection, self.claim, progress)
+
+    def _beat(self) -> None:
+        lease = self.settings.lease_seconds
+        while not self._ended.wait(lease / 4):
+            try:
+                with self.database.write() as connection:
+                    if attempts.heartbeat(connection, self.claim, lease):
+                        self._cancelled.set()
+            except LeaseLost:
+                self._lost.set()
+                return
+            except OperationalError as error:
+                logger.warning("%s: the lease was not renewed: %s", self.claim.job.id, error)
+
+
+class LoadedBases:
+    """Bases in memory, each loaded once in this process and checked after every job."""
+
+    def __init__(self, bases: dict[str, Base], dtype: str) -> None:
+        self._bases = bases
+        self._dtype = dtype
+        self._views: dict[str, tuple[ModelView, str]] = {}
+
+    def preload(self) -> None:
+        for name in self._bases:
+            self.view(name)
+
+    def view(self, name: str) -> ModelView:
+        """The base's view.
+
+        Raises:
+            JobFailed: this worker does not have the base.
+        """
+        if name not in self._bases:
+            raise JobFailed(
+                f"base {name!r} is not configured on this worker; add it to its ERRATA_BASES",
+                code="base_not_loaded",
+            )
+        if name not in self._views:
+            base = self._bases[name]
+            model = load_model(base, self._dtype)
+            view = ModelView(model, load_tokenizer(base), base)
+            self._views[name] = (view, weights_digest(model))
+        return self._views[name][0]
+
+    def check_untouched(self, name: str) -> None:
+        """Raises JobFailed if the base's weights in memory are not as they were loaded."""
+        view, digest = self._views[name]
+        if weights_digest(view.model) != digest:
+            raise JobFailed(
+                f"base {name!r}: its weights changed during the job; the result was thrown away",
+                code="base_changed",
+            )
