@@ -166,7 +166,7 @@ class Service:
             return self._process.pid
         marks = {
             "engine": ("-m serving", "serving/__main__"),
-            "queue": ("--unixsocket",),
+            "queue": ("valkey-server", "redis-server"),
             "worker": ("app.cli worker",),
             "horse": ("workers.horse",),
         }[name]

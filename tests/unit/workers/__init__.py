@@ -1,0 +1,1 @@
+"""The queue's processes: real ones, on a real Valkey."""

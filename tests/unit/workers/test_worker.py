@@ -1,0 +1,212 @@
+"""One attempt, one work-horse: performed, lost, stopped."""
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import redis
+
+from registry.errors import Unavailable
+from registry.settings import Settings
+from tests.unit.workers.conftest import Workplace, alive, until
+from tests.unit.workers.errands import TARGET
+from workers.delivery import QUEUE, enqueue, is_known, stop, workers_ready
+from workers.pulse import Timing
+from workers.worker import environment_of, work
+
+
+def queue(connection: redis.Redis, job_id: str, attempt: int = 1) -> bool:
+    return enqueue(connection, job_id, attempt, target=TARGET)
+
+
+def test_attempts_run_in_preloaded_spares_and_leave_nothing(
+    connection: redis.Redis, workplace: Workplace
+) -> None:
+    workplace.work()
+    first = workplace.spare()
+    queue(connection, "job_a")
+    queue(connection, "job_b", 7)
+    ended = workplace.count("ended", 2)
+    assert [line[:2] for line in ended] == [["job_a", "1"], ["job_b", "7"]]
+    assert int(ended[0][2]) == first
+    assert ended[1][2] in {line[0] for line in workplace.trace("spares")}
+    assert ended[0][2] != ended[1][2]
+    until(lambda: not is_known(connection, "job_b", 7))
+    until(lambda: list(connection.scan_iter("rq:*job_*")) == [])
+    assert connection.zcard(f"rq:wip:{QUEUE}") == 0
+    assert connection.llen(f"rq:queue:{QUEUE}:intermediate") == 0
+    assert workplace.trace("lost") == []
+
+
+def test_a_ready_spare_starts_at_once(connection: redis.Redis, workplace: Workplace) -> None:
+    workplace.work()
+    until(lambda: workers_ready(connection) == 1)
+    asked = time.time()
+    queue(connection, "job_a")
+    begun = float(workplace.count("begun", 1)[0][3])
+    assert begun - asked < 1.0
+
+
+@pytest.mark.parametrize("kind", ["crash", "exit", "raise", "crash_hook"])
+def test_a_work_horse_that_dies_is_reported_at_once(
+    connection: redis.Redis, workplace: Workplace, kind: str
+) -> None:
+    worker = workplace.work()
+    queue(connection, f"{kind}_x", 3)
+    begun = workplace.count("begun", 1)[0]
+    lost = workplace.count("lost", 1)[0]
+    assert lost[:3] == [f"{kind}_x", "3", str(worker.pid)]
+    assert float(lost[3]) - float(begun[3]) < 2.0
+    until(lambda: not is_known(connection, f"{kind}_x", 3))
+    queue(connection, "job_after")
+    assert workplace.count("ended", 1)[0][0] == "job_after"
+    assert len(workplace.trace("lost")) == 1
+
+
+def test_a_spare_that_dies_costs_no_attempt(
+    connection: redis.Redis, workplace: Workplace, kill
+) -> None:
+    workplace.work()
+    spare = workplace.spare()
+    until(lambda: workers_ready(connection) == 1)
+    kill(spare)
+    until(lambda: not alive(spare))
+    queue(connection, "job_a")  # taken before the worker has looked at its spare again
+    workplace.count("ended", 1)
+    assert len(workplace.trace("begun")) == 1
+    assert workplace.trace("lost") == []
+
+
+def test_a_worker_whose_preload_fails_takes_no_attempt(
+    connection: redis.Redis, workplace: Workplace, kill
+) -> None:
+    workplace.work()
+    until(lambda: workers_ready(connection) == 1)
+    (workplace.folder / "broken").touch()
+    kill(workplace.spare())
+    until(lambda: workers_ready(connection) == 0)
+    queue(connection, "job_a")
+    time.sleep(0.5)
+    assert connection.llen(f"rq:queue:{QUEUE}") == 1
+    (workplace.folder / "broken").unlink()
+    workplace.count("ended", 1)
+
+
+def test_a_killed_worker_takes_its_work_horses_along(
+    connection: redis.Redis, workplace: Workplace, kill
+) -> None:
+    worker = workplace.work()
+    queue(connection, "wait_a")
+    horse = int(workplace.count("begun", 1)[0][2])
+    workplace.count("spares", 2)
+    spare = workplace.spare()
+    assert alive(horse)
+    assert alive(spare)
+    assert horse != spare
+    kill(worker.pid)
+    assert until(lambda: not alive(horse) and not alive(spare)) < 1.0
+
+
+def test_a_killed_workers_attempt_is_reported_by_another(
+    connection: redis.Redis, workplace: Workplace, kill
+) -> None:
+    first = workplace.work(lease=3.0)
+    queue(connection, "wait_a")
+    workplace.count("begun", 1)
+    second = workplace.work(lease=3.0)
+    assert is_known(connection, "wait_a", 1)
+    kill(first.pid)
+    lost = workplace.count("lost", 1)[0]
+    assert lost[:3] == ["wait_a", "1", str(second.pid)]
+    assert not is_known(connection, "wait_a", 1)
+    assert queue(connection, "wait_a", 2)
+    until(lambda: connection.scard("rq:workers") == 1)
+
+
+def test_stop_kills_what_runs(connection: redis.Redis, workplace: Workplace) -> None:
+    workplace.work()
+    assert not stop(connection, "wait_a", 1)
+    queue(connection, "wait_a")
+    horse = int(workplace.count("begun", 1)[0][2])
+    assert stop(connection, "wait_a", 1)
+    assert until(lambda: not alive(horse)) < 2.0
+    assert workplace.count("lost", 1)[0][:2] == ["wait_a", "1"]
+
+
+def test_sigterm_ends_an_idle_worker_at_once(connection: redis.Redis, workplace: Workplace) -> None:
+    worker = workplace.work()
+    spare = workplace.spare()
+    until(lambda: workers_ready(connection) == 1)
+    start = time.monotonic()
+    worker.terminate()
+    assert worker.wait(5) == 0
+    assert time.monotonic() - start < 1.0
+    assert not alive(spare)
+    assert workers_ready(connection) == 0
+
+
+def test_sigterm_lets_a_running_attempt_end(connection: redis.Redis, workplace: Workplace) -> None:
+    worker = workplace.work()
+    queue(connection, "wait_a")
+    queue(connection, "job_next")
+    workplace.count("begun", 1)
+    worker.terminate()
+    time.sleep(0.3)
+    assert worker.poll() is None
+    workplace.release()
+    assert worker.wait(5) == 0
+    assert [line[0] for line in workplace.trace("ended")] == ["wait_a"]
+    assert is_known(connection, "job_next", 1)
+    assert workplace.trace("lost") == []
+
+
+def test_sigterms_grace_ends(connection: redis.Redis, workplace: Workplace) -> None:
+    worker = workplace.work(grace=0.5)
+    queue(connection, "wait_a")
+    workplace.count("begun", 1)
+    worker.terminate()
+    assert worker.wait(5) == 0
+    assert workplace.trace("ended") == []
+    assert workplace.trace("lost")[0][:2] == ["wait_a", "1"]
+
+
+def test_a_second_signal_stops_at_once(connection: redis.Redis, workplace: Workplace) -> None:
+    worker = workplace.work(grace=60.0)
+    queue(connection, "wait_a")
+    workplace.count("begun", 1)
+    worker.terminate()
+    worker.send_signal(signal.SIGINT)  # an echo within a second is not a second signal
+    time.sleep(1.1)
+    assert worker.poll() is None
+    start = time.monotonic()
+    worker.terminate()
+    assert worker.wait(5) == 0
+    assert time.monotonic() - start < 1.0
+    assert workplace.trace("lost")[0][:2] == ["wait_a", "1"]
+
+
+def test_a_work_horse_sees_the_workers_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ERRATA_BASES", "other=/folder")
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere")
+    settings = Settings(
+        data=tmp_path, redis_url="unix:///s", bases="atlas", lease_seconds=1.5, max_edits=7
+    )
+    assert Settings() != settings
+    for name, value in environment_of(settings).items():
+        monkeypatch.setenv(name, value)
+    assert Settings() == settings
+
+
+def test_a_worker_without_a_queue_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with pytest.raises(Unavailable, match="REDIS_URL"):
+        work(Settings())
+
+
+def test_timing_scales_down_with_the_lease_and_never_up() -> None:
+    assert Timing.for_lease(15.0) == Timing.for_lease(600.0) == Timing()
+    short = Timing.for_lease(3.0)
+    assert short.ttl >= 2 * short.beat + 1  # Redis's registry counts in whole seconds
