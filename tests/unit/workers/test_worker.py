@@ -2,7 +2,6 @@
 
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import redis
@@ -13,7 +12,7 @@ from tests.unit.workers.conftest import Workplace, alive, until
 from tests.unit.workers.errands import TARGET
 from workers.delivery import QUEUE, enqueue, is_known, stop, workers_ready
 from workers.pulse import Timing
-from workers.worker import environment_of, work
+from workers.worker import work
 
 
 def queue(connection: redis.Redis, job_id: str, attempt: int = 1) -> bool:
@@ -184,20 +183,6 @@ def test_a_second_signal_stops_at_once(connection: redis.Redis, workplace: Workp
     assert worker.wait(5) == 0
     assert time.monotonic() - start < 1.0
     assert workplace.trace("lost")[0][:2] == ["wait_a", "1"]
-
-
-def test_a_work_horse_sees_the_workers_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ERRATA_BASES", "other=/folder")
-    monkeypatch.setenv("REDIS_URL", "redis://elsewhere")
-    settings = Settings(
-        data=tmp_path, redis_url="unix:///s", bases="atlas", lease_seconds=1.5, max_edits=7
-    )
-    assert Settings() != settings
-    for name, value in environment_of(settings).items():
-        monkeypatch.setenv(name, value)
-    assert Settings() == settings
 
 
 def test_a_worker_without_a_queue_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
