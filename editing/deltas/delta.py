@@ -2,7 +2,7 @@
 
 Tensors are named ``effects/<module path>/<part>`` (parts of ``Effect``) and ``state/<name>`` (what
 later steps of the same method need, unused at inference). The file's metadata
-holds the format, the base's digest and the method.
+holds the format, the base's digest and the method. Equal deltas have equal bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from torch import Tensor
 
 from editing.deltas.effect import Effect
 from registry.errors import ArtifactCorrupt
+from registry.manifests import canonical_json
 
 FORMAT = "errata-delta-1"
+_KEY = "errata"  # one entry: the library writes several in no fixed order, and digests would differ
 _PARTS = tuple(f.name for f in fields(Effect))
 _DIMENSIONS = {"scale": 1, "shift": 1, "A": 2, "B": 2, "dense": 2}
 
@@ -44,8 +46,8 @@ class Delta:
         tensors |= {
             f"state/{name}": t.detach().contiguous().cpu() for name, t in self.state.items()
         }
-        metadata = {"format": FORMAT, "base_digest": self.base_digest, "method": self.method}
-        return save_tensors(tensors, metadata=metadata)
+        about = {"format": FORMAT, "base_digest": self.base_digest, "method": self.method}
+        return save_tensors(tensors, metadata={_KEY: canonical_json(about).decode()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Delta:
@@ -55,10 +57,10 @@ class Delta:
             ArtifactCorrupt: the bytes are no delta, a tensor's name, dtype or shape is not of
                 the format, or a number is not finite.
         """
-        metadata = _metadata(data)
-        if metadata.get("format") != FORMAT:
+        about = _about(data)
+        if about.get("format") != FORMAT:
             raise ArtifactCorrupt(
-                f"delta file: format is {metadata.get('format')!r}, expected {FORMAT!r}"
+                f"delta file: format is {about.get('format')!r}, expected {FORMAT!r}"
             )
         try:
             tensors = load_tensors(data)
@@ -85,7 +87,7 @@ class Delta:
             effects = {module: Effect(**named) for module, named in parts.items()}
         except ValueError as error:
             raise ArtifactCorrupt(f"delta file: {error}") from error
-        return cls(effects, metadata.get("base_digest", ""), metadata.get("method", ""), state)
+        return cls(effects, str(about.get("base_digest")), str(about.get("method")), state)
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
@@ -93,8 +95,9 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         raise ArtifactCorrupt(f"delta file: {name!r} holds a number that is not finite")
 
 
-def _metadata(data: bytes) -> dict[str, str]:
-    """The header's metadata; names that occur twice are refused (the library takes the last)."""
+def _about(data: bytes) -> dict[str, object]:
+    """What the header says of the delta. A name that occurs twice is refused: the library would
+    take the last."""
     if len(data) < 8:
         raise ArtifactCorrupt("delta file: shorter than a safetensors header")
     (length,) = struct.unpack("<Q", data[:8])
@@ -102,12 +105,10 @@ def _metadata(data: bytes) -> dict[str, str]:
         raise ArtifactCorrupt("delta file: the header is longer than the file")
     try:
         header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
-    except ValueError as error:
-        raise ArtifactCorrupt(f"delta file: header: {error}") from error
-    if not isinstance(header, dict):
-        raise ArtifactCorrupt("delta file: the header is not an object")
-    metadata = header.get("__metadata__", {})
-    return metadata if isinstance(metadata, dict) else {}
+        about = json.loads(header["__metadata__"][_KEY])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactCorrupt(f"delta file: its header says nothing of a delta: {error}") from error
+    return about if isinstance(about, dict) else {}
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
