@@ -52,7 +52,7 @@ def resolve(
             endpoint = endpoints.get_endpoint(connection, tenant, model)
         except NotFound:
             raise _no_model(model) from None
-        version_id, generation = _choose(endpoint, user), endpoint.generation
+        version_id, generation = choose(endpoint, user), endpoint.generation
     try:
         version = versions.get_version(connection, tenant, version_id)
     except NotFound:
@@ -70,7 +70,7 @@ def resolve(
     return Resolved(model, version.manifest, generation)
 
 
-def _choose(endpoint: Endpoint, user: str) -> str:
+def choose(endpoint: Endpoint, user: str) -> str:
     """A split's version for this user: ordered buckets of a stable hash, so that a growing share
     moves each user once."""
     state = endpoint.state

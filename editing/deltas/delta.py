@@ -106,7 +106,7 @@ def _about(data: bytes) -> dict[str, object]:
     try:
         header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
         about = json.loads(header["__metadata__"][_KEY])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactCorrupt(f"delta file: its header says nothing of a delta: {error}") from error
     return about if isinstance(about, dict) else {}
 

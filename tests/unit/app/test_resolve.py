@@ -1,0 +1,33 @@
+"""A split gives every user one version, in shares, and a growing share moves each user once."""
+
+from collections import Counter
+
+from app.inference.resolve import choose
+from registry.endpoints import Endpoint, Target
+
+USERS = [f"user-{n}" for n in range(4000)]
+
+
+def split(share: float) -> Endpoint:
+    state = (Target("stable", 1 - share), Target("canary", share))
+    return Endpoint("default", "facts", 1, state, 0.0)
+
+
+def test_shares_are_kept() -> None:
+    counts = Counter(choose(split(0.25), user) for user in USERS)
+    assert abs(counts["canary"] / len(USERS) - 0.25) < 0.03
+
+
+def test_a_growing_share_moves_each_user_once() -> None:
+    served = dict.fromkeys(USERS, "stable")
+    for share in (0.01, 0.1, 0.3, 0.7, 0.99):
+        for user, before in served.items():
+            after = choose(split(share), user)
+            assert (before, after) != ("canary", "stable")
+            served[user] = after
+    assert Counter(served.values())["canary"] > 0.95 * len(USERS)
+
+
+def test_one_version_serves_everybody() -> None:
+    endpoint = Endpoint("default", "facts", 1, (Target("only"),), 0.0)
+    assert {choose(endpoint, user) for user in USERS[:50]} == {"only"}
