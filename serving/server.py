@@ -1,0 +1,169 @@
+"""The engine's front: a Unix socket on the event loop, one frame a step to each connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, cast
+
+import torch
+
+from registry.errors import ErrataError, InvalidRequest, TooManyRequests, VersionUnavailable
+from serving.engine import Engine
+from serving.frames import FrameError, encode_frame, read_frame
+from serving.lane import Lane, Output
+from serving.protocol import EngineStatus, GenerateRequest, error_to_json
+from serving.scheduler import Sequence, completion_limit
+from serving.stream import Stream
+from serving.versions import Versions
+
+#: A client that reads so little that this many bytes wait for it is cut off.
+MOST_UNREAD = 64 * 2**20
+
+logger = logging.getLogger(__name__)
+
+
+class Connection:
+    """A client: its requests on their way into the engine, and those in it."""
+
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self.admissions: dict[int, asyncio.Task[None]] = {}
+        self.streams: dict[int, tuple[Lane, str]] = {}  # lane and the version that is held
+        self._writer = writer
+
+    def __contains__(self, number: int) -> bool:
+        return number in self.admissions or number in self.streams
+
+    def send(self, entries: list[dict[str, Any]]) -> None:
+        if self._writer.is_closing():
+            return
+        if self._writer.transport.get_write_buffer_size() > MOST_UNREAD:
+            self._writer.transport.abort()
+            return
+        self._writer.write(encode_frame({"pieces": entries}))
+
+
+class Server:
+    """Admits requests, hands them to the engine, and its outputs to the connections."""
+
+    def __init__(self, lanes: list[Lane], versions: Versions) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._versions = versions
+        self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._admitting = 0
+        self.engine = Engine(lanes, self._deliver_soon)
+
+    async def serve(self, listening: socket.socket) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._converse, sock=listening)
+
+    def status(self) -> EngineStatus:
+        lanes = list(self.engine.lanes.values())
+        return EngineStatus(
+            pid=os.getpid(),
+            threads=torch.get_num_threads(),
+            bases=tuple(lane.status() for lane in lanes),
+            versions=self._versions.listed(),
+            steps=self.engine.steps,
+            prompt_tokens=sum(lane.prompt_tokens for lane in lanes),
+            completion_tokens=sum(lane.completion_tokens for lane in lanes),
+        )
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = Connection(writer)
+        try:
+            while (body := await read_frame(reader)) is not None:
+                self._order(connection, body)
+        except (OSError, FrameError) as error:
+            logger.warning("a connection ended: %s", error)
+        finally:
+            for number in [*connection.admissions, *connection.streams]:
+                self._cancel(connection, number)
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    def _order(self, connection: Connection, body: Mapping[str, Any]) -> None:
+        match body:
+            case {"op": "generate", "id": int(number)} if number not in connection:
+                task = self._loop.create_task(self._admit(connection, number, body))
+                connection.admissions[number] = task
+                task.add_done_callback(lambda _: connection.admissions.pop(number, None))
+            case {"op": "cancel", "id": int(number)}:
+                self._cancel(connection, number)
+            case {"op": "status", "id": int(number)}:
+                connection.send([{"id": number, "status": self.status().to_json()}])
+            case _:
+                raise FrameError("a frame with an unknown op or an id in use")
+
+    def _cancel(self, connection: Connection, number: int) -> None:
+        if number in connection.streams:
+            lane, _ = connection.streams[number]
+            self.engine.cancel(lane, (connection, number))
+        elif (task := connection.admissions.get(number)) is not None:
+            task.cancel()
+
+    async def _admit(self, connection: Connection, number: int, body: Mapping[str, Any]) -> None:
+        """Tokenise the prompt and load the version, beside the running streams; then queue it."""
+        self._admitting += 1
+        try:
+            lane, stream = await self._stream(connection, number, body)
+        except ErrataError as error:
+            connection.send([{"id": number, "error": error_to_json(error)}])
+        except Exception as error:
+            logger.exception("a request could not be admitted")
+            failure = ErrataError(f"the request could not be read: {type(error).__name__}")
+            connection.send([{"id": number, "error": error_to_json(failure)}])
+        else:
+            connection.streams[number] = (lane, stream.sequence.version)
+            self.engine.submit(lane, stream)
+        finally:
+            self._admitting -= 1
+
+    async def _stream(
+        self, connection: Connection, number: int, body: Mapping[str, Any]
+    ) -> tuple[Lane, Stream]:
+        try:
+            request = GenerateRequest.from_json(body)
+        except (KeyError, TypeError) as error:
+            raise InvalidRequest(f"a frame is no request: {error!r}") from error
+        lane = self.engine.lanes.get(request.version.base)
+        if lane is None:
+            raise VersionUnavailable(
+                f"version {request.version.id}: its base {request.version.base!r} is not loaded;"
+                " name it in ERRATA_BASES"
+            )
+        limits = lane.scheduler.limits
+        if lane.scheduler.waiting + self._admitting > limits.max_waiting:
+            raise TooManyRequests(
+                f"{limits.max_waiting} requests wait already, the most allowed; try again later",
+                retry_after=1,
+            )
+        prompt = await self._loop.run_in_executor(self._tokenising, lane.prompts.read, request)
+        most = completion_limit(limits, len(prompt), request.params.max_tokens)
+        effects = await self._versions.acquire(request.version, lane.base, lane.runner.model)
+        sequence = Sequence((connection, number), request.version.stack_digest, prompt, most)
+        return lane, Stream(sequence, request.params, effects, lane.decoder, lane.eos)
+
+    def _deliver_soon(self, outputs: list[Output]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._deliver, outputs)
+
+    def _deliver(self, outputs: list[Output]) -> None:
+        frames: defaultdict[Connection, list[dict[str, Any]]] = defaultdict(list)
+        for output in outputs:
+            connection, number = cast(tuple[Connection, int], output.key)
+            if output.ends:
+                _, version = connection.streams.pop(number)
+                self._versions.release(version)
+            if output.piece is not None:
+                frames[connection].append({"id": number, **output.piece.to_json()})
+            elif output.error is not None:
+                frames[connection].append({"id": number, "error": error_to_json(output.error)})
+        for connection, entries in frames.items():
+            connection.send(entries)

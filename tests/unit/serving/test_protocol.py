@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from registry import errors
+from registry.manifests import BaseRef, VersionManifest
+from serving.frames import FrameError, encode_frame, read_frame
+from serving.protocol import (
+    GenerateRequest,
+    Piece,
+    SamplingParams,
+    TokenLogprob,
+    TopLogprob,
+    Usage,
+    VersionRef,
+    error_from_json,
+    error_to_json,
+)
+
+MANIFEST = VersionManifest(BaseRef("atlas", "0" * 64), ("1" * 64, "2" * 64))
+VERSION = VersionRef.of(MANIFEST)
+
+
+def test_a_reference_names_the_version_and_its_composed_weights() -> None:
+    assert VersionRef(MANIFEST.id, "atlas", MANIFEST.stack, MANIFEST.stack_digest) == VERSION
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        GenerateRequest(VERSION, prompt="è \ud800"),
+        GenerateRequest(VERSION, SamplingParams(5, 0.5, 0.9, 3, ("a", "b"), 1, 2, True), "x"),
+        GenerateRequest(VERSION, prompt_tokens=(1, 2)),
+        GenerateRequest(VERSION, messages=({"role": "user", "content": "hello"},)),
+    ],
+)
+def test_requests_travel_unchanged(request_: GenerateRequest) -> None:
+    assert GenerateRequest.from_json(json.loads(json.dumps(request_.to_json()))) == request_
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        Piece("text", (1, 2)),
+        Piece("", (), None, "stop", Usage(3, 0)),
+        Piece("x", (7,), (TokenLogprob(7, "x", -0.1 / 3, (TopLogprob(7, "x", -1e-9 / 7),)),)),
+    ],
+)
+def test_pieces_travel_to_the_last_bit(piece: Piece) -> None:
+    assert Piece.from_json(json.loads(json.dumps(piece.to_json()))) == piece
+
+
+@pytest.mark.parametrize(
+    ("values", "param"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_p": 1.1}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"stop": ("",)}, "stop"),
+        ({"stop": ("a",) * 17}, "stop"),
+        ({"seed": 2**63}, "seed"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
+def test_values_out_of_range_are_named(values: dict[str, object], param: str) -> None:
+    with pytest.raises(errors.InvalidRequest) as caught:
+        SamplingParams(**values)  # type: ignore[arg-type]
+    assert caught.value.param == param
+
+
+def test_a_request_has_exactly_one_prompt() -> None:
+    for both in ({}, {"prompt": "a", "prompt_tokens": (1,)}):
+        with pytest.raises(errors.InvalidRequest):
+            GenerateRequest(VERSION, **both)  # type: ignore[arg-type]
+
+
+def test_errors_arrive_as_they_were_raised() -> None:
+    for error in (
+        errors.InvalidRequest("too long", param="prompt", code="context_length_exceeded"),
+        errors.VersionUnavailable("gone"),
+        errors.TooManyRequests("later", retry_after=3),
+        errors.ErrataError("inside"),
+    ):
+        found = error_from_json(json.loads(json.dumps(error_to_json(error))))
+        assert type(found) is type(error)
+        assert (found.status, found.body(), found.retry_after) == (
+            error.status,
+            error.body(),
+            error.retry_after,
+        )
+
+
+def test_an_error_of_no_known_class_is_still_an_error() -> None:
+    body = error_to_json(errors.ErrataError("what")) | {"class": "annotations"}
+    assert type(error_from_json(body)) is errors.ErrataError
+
+
+def read(data: bytes) -> dict[str, object] | None:
+    async def run() -> dict[str, object] | None:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await read_frame(reader)
+
+    return asyncio.run(run())
+
+
+def test_frames_hold_their_length() -> None:
+    frame = encode_frame({"text": "é"})
+    assert read(frame + b"more") == {"text": "é"}
+    assert read(b"") is None
+    for broken in (
+        frame[:2],
+        frame[:-1],
+        b"\xff\xff\xff\xff",
+        b"\0\0\0\2[]",
+        b"\0\0\0\3{}}",
+    ):
+        with pytest.raises(FrameError):
+            read(broken)

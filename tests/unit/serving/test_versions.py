@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from editing.deltas import Effect, compose
+from editing.models.loading import load_model
+from registry.artifacts import ArtifactStore
+from registry.bases import Base
+from registry.errors import VersionUnavailable
+from serving.protocol import VersionRef
+from serving.versions import Versions
+from tests.unit.serving.models import random_effect, store_version
+
+PATH = "model.layers.1.mlp.down_proj"
+
+
+def deltas(*seeds: int) -> list[dict[str, Effect]]:
+    return [{PATH: random_effect(seed, 64, 96, "rank3")} for seed in seeds]
+
+
+@pytest.fixture
+def base(saved: Callable[[str], Base]) -> Base:
+    return saved("llama")
+
+
+@pytest.fixture(scope="module")
+def model(saved: Callable[[str], Base]) -> PreTrainedModel:
+    return load_model(saved("llama"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path)
+
+
+def refused(store: ArtifactStore, ref: VersionRef, base: Base, model: PreTrainedModel) -> str:
+    with pytest.raises(VersionUnavailable) as caught:
+        asyncio.run(Versions(store).acquire(ref, base, model))
+    assert ref.id in caught.value.message
+    return caught.value.message
+
+
+def test_a_stack_is_composed_in_order(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    stack = deltas(1, 2)
+    ref = store_version(store, base, *stack)
+
+    async def run() -> None:
+        versions = Versions(store)
+        effects = await versions.acquire(ref, base, model)
+        expected = compose(stack)
+        for part, tensor in effects[PATH].parts().items():
+            assert torch.equal(tensor, expected[PATH].parts()[part])
+        assert await versions.acquire(ref, base, model) is effects, "loaded once"
+        (listed,) = versions.listed()
+        assert (listed.stack_digest, listed.depth, listed.requests) == (ref.stack_digest, 2, 2)
+        assert listed.nbytes == effects[PATH].nbytes
+
+    asyncio.run(run())
+
+
+def test_the_base_itself_is_a_version(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    ref = store_version(store, base)
+    assert asyncio.run(Versions(store).acquire(ref, base, model)) == {}
+
+
+def test_rank_one_is_padded_so_that_its_bits_stay(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    effect = random_effect(1, 64, 96, "rank1")
+    ref = store_version(store, base, {PATH: effect})
+    loaded = asyncio.run(Versions(store).acquire(ref, base, model))[PATH]
+    assert loaded.rank == 2
+    x, y = torch.randn(5, 96), torch.randn(5, 64)
+    torch.testing.assert_close(loaded.apply(x, y), effect.apply(x, y))
+
+
+def test_what_is_missing_damaged_or_not_for_this_base_is_refused(
+    store: ArtifactStore, base: Base, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    missing = store_version(store, base, *deltas(1))
+    file = tmp_path / missing.stack[0][:2] / missing.stack[0]
+    data = bytearray(file.read_bytes())
+    file.unlink()
+    assert "not in the store" in refused(store, missing, base, model)
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert "digest" in refused(store, missing, base, model)
+
+    foreign = store_version(store, base, *deltas(2), base_digest="f" * 64)
+    assert "f" * 64 in refused(store, foreign, base, model)
+    elsewhere = store_version(store, base, {"model.layers.7.mlp": Effect(shift=torch.ones(64))})
+    assert "model.layers.7.mlp" in refused(store, elsewhere, base, model)
+    shapes = store_version(store, base, {PATH: Effect(dense=torch.ones(96, 64))})
+    assert "(96, 64)" in refused(store, shapes, base, model)
+    text = store.put(b"no delta at all")
+    forged = VersionRef("ver_x", base.name, (text,), "0" * 64)
+    assert "another base" in refused(store, forged, base, model)
+
+
+def test_a_version_that_failed_can_be_had_when_its_delta_is_back(
+    store: ArtifactStore, base: Base, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    ref = store_version(store, base, *deltas(1))
+    file = tmp_path / ref.stack[0][:2] / ref.stack[0]
+    data = file.read_bytes()
+    file.unlink()
+
+    async def run() -> None:
+        versions = Versions(store)
+        with pytest.raises(VersionUnavailable):
+            await versions.acquire(ref, base, model)
+        file.write_bytes(data)
+        assert PATH in await versions.acquire(ref, base, model)
+
+    asyncio.run(run())
+
+
+def test_the_least_recently_used_leaves_but_never_one_in_use(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3)]
+    size = deltas(1)[0][PATH].nbytes
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=2 * size)
+
+        def resident() -> list[str]:
+            return [version.stack_digest for version in versions.listed()]
+
+        for ref in refs:
+            await versions.acquire(ref, base, model)
+        assert len(resident()) == 3, "all in use"
+        versions.release(refs[0].stack_digest)
+        assert resident() == [refs[1].stack_digest, refs[2].stack_digest]
+        versions.release(refs[1].stack_digest)
+        versions.release(refs[2].stack_digest)
+        await versions.acquire(refs[1], base, model)
+        versions.release(refs[1].stack_digest)
+        await versions.acquire(refs[0], base, model)
+        assert resident() == [refs[1].stack_digest, refs[0].stack_digest]
+
+    asyncio.run(run())
+
+
+class SlowStore(ArtifactStore):
+    """A store on a slow disk that counts who reads."""
+
+    reads: int = 0
+
+    def get(self, digest: str) -> bytes:
+        self.reads += 1
+        assert threading.current_thread() is not threading.main_thread()
+        time.sleep(0.2)
+        return super().get(digest)
+
+
+def test_loading_stalls_nobody_and_happens_once(
+    store: ArtifactStore, base: Base, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    ref = store_version(store, base, *deltas(1))
+
+    async def run() -> None:
+        slow = SlowStore(tmp_path)
+        versions = Versions(slow)
+        given_up = asyncio.create_task(versions.acquire(ref, base, model))
+        waiting = [asyncio.create_task(versions.acquire(ref, base, model)) for _ in range(3)]
+        ticks = 0
+        while not waiting[-1].done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+            if ticks == 2:
+                given_up.cancel()
+        assert ticks > 8, "the loop was free"
+        assert slow.reads == 1
+        await asyncio.gather(*waiting)
+        assert versions.listed()[0].requests == 3, "who gave up holds nothing"
+
+    asyncio.run(run())
