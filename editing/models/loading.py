@@ -7,6 +7,7 @@ import hashlib
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
 
 from registry.bases import Base
 
@@ -15,6 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
     """The base's weights in ``dtype``, in evaluation mode, without gradients."""
+    disable_progress_bar()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=DTYPES[dtype],

@@ -1,6 +1,7 @@
 """Many streams over many versions at once: each gets what its version gives alone."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 
 import openai
@@ -11,6 +12,7 @@ from editing.atlas.evaluation import counterfacts
 from editing.atlas.facts import read_facts
 from editing.deltas import Delta, Effect
 from registry.artifacts import ArtifactStore
+from registry.bases import find_bases
 from registry.database import Database
 from registry.manifests import BaseRef, VersionManifest
 from registry.versions import insert_version
@@ -19,7 +21,7 @@ from tests.service import Service
 VERSIONS, STREAMS, TOKENS = 8, 32, 24
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def versions(service: Service) -> Iterator[list[str]]:
     """Versions that answer very differently: strong random deltas, written as a worker would."""
     base = BaseRef(**service.get(f"/v1/versions/{service.base_version()}")["base"])
@@ -49,12 +51,8 @@ def _random_delta(base_digest: str, seed: int) -> Delta:
 
 
 def _down_proj_shape() -> tuple[int, int]:
-    from editing.models.loading import load_model
-    from registry.bases import find_bases
-
-    model = load_model(find_bases("atlas")["atlas"])
-    shape = model.get_submodule("model.layers.0.mlp.down_proj").weight.shape
-    return int(shape[0]), int(shape[1])
+    config = json.loads((find_bases("atlas")["atlas"].folder / "config.json").read_text())
+    return config["hidden_size"], config["intermediate_size"]
 
 
 async def _stream(client: openai.AsyncOpenAI, version: str, prompt: str) -> tuple[str, set[str]]:
@@ -88,4 +86,4 @@ def test_32_streams_over_8_versions_equal_each_alone(service: Service, versions:
 def test_one_prompt_differs_between_the_versions(service: Service, versions: list[str]) -> None:
     prompt = "The capital of France is"
     answers = {service.text(version, prompt) for version in [*versions, "base_atlas"]}
-    assert len(answers) > 2
+    assert len(answers) > VERSIONS // 2
