@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
     """The base's weights in ``dtype``, in evaluation mode, without gradients."""
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=DTYPES[dtype],

@@ -40,12 +40,12 @@ def versions(service: Service) -> Iterator[list[str]]:
 
 
 def _random_delta(base_digest: str, seed: int) -> Delta:
-    config = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     path = f"model.layers.{seed % 3}.mlp.down_proj"
     out_features, in_features = _down_proj_shape()
     effect = Effect(
-        A=torch.randn(2, in_features, generator=config) * 0.2,
-        B=torch.randn(out_features, 2, generator=config) * 0.2,
+        A=torch.randn(2, in_features, generator=generator) * 0.5,
+        B=torch.randn(out_features, 2, generator=generator) * 0.5,
     )
     return Delta({path: effect}, base_digest, "random")
 
@@ -86,4 +86,4 @@ def test_32_streams_over_8_versions_equal_each_alone(service: Service, versions:
 def test_one_prompt_differs_between_the_versions(service: Service, versions: list[str]) -> None:
     prompt = "The capital of France is"
     answers = {service.text(version, prompt) for version in [*versions, "base_atlas"]}
-    assert len(answers) > VERSIONS // 2
+    assert len(answers) > VERSIONS // 2, answers
