@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -110,11 +109,9 @@ def bench_editing(
     seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
 ) -> None:
     """Counterfactual edits of atlas one at a time: the field's metrics and seconds per edit."""
-    from benchmarks.editing import run
+    from benchmarks.editing import main as measure
 
-    figures = run(cases=cases, seeds=list(range(1, seeds + 1)))
-    if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=2))
+    measure(json_file, cases, range(1, seeds + 1))
 
 
 def main() -> None:

@@ -1,0 +1,31 @@
+"""ME-PPL: the mean of per-sentence perplexities (The Butterfly Effect, arXiv:2402.09656).
+
+One collapsed sentence raises the mean, where a corpus perplexity would hide it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional as F
+
+from editing.metrics.targets import batches
+from editing.models.view import ModelView
+
+
+@torch.no_grad()
+def me_ppl(view: ModelView, texts: Sequence[str]) -> float | None:
+    """Mean over texts of exp(mean NLL of a text's tokens after the first); None without texts."""
+    rows = [view.encode(text)[: view.base.context_length] for text in texts]
+    rows = [row for row in rows if len(row) > 1]
+    perplexities = []
+    for batch in batches([len(row) for row in rows]):
+        ids = view.pad([rows[i] for i in batch])
+        hidden = view.hidden(ids)
+        for place, i in enumerate(batch):
+            n = len(rows[i])
+            nll = F.cross_entropy(view.logits(hidden[place, : n - 1]), ids[place, 1:n]).item()
+            perplexities.append(math.exp(nll) if nll < 700 else math.inf)
+    return math.fsum(perplexities) / len(perplexities) if perplexities else None

@@ -1,0 +1,75 @@
+"""Batched generation on a view, its effects included: greedy, or sampled from a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from editing.models.view import ModelView
+
+
+@torch.no_grad()
+def generate(
+    view: ModelView,
+    rows: Sequence[Sequence[int]],
+    new_tokens: int,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[list[int]]:
+    """Continue each row by up to ``new_tokens`` ids; an end token ends it and is left out.
+
+    Rows are padded on the left and run as one batch; rows that ended leave it. Temperature 0 is
+    greedy.
+    """
+    source = torch.Generator(view.device).manual_seed(seed)
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=view.device)
+    starts = torch.tensor([width - len(row) for row in rows], device=view.device)
+    made: list[list[int]] = [[] for _ in rows]
+    live = torch.arange(len(rows), device=view.device)
+    cache = DynamicCache(config=view.model.config)
+    ends = end_tokens(view)
+    step, new_tokens = ids, min(new_tokens, view.base.context_length - width)
+    for length in range(width, width + new_tokens):
+        past = torch.arange(length, device=view.device)
+        hidden = view.model.base_model(
+            input_ids=step,
+            attention_mask=(past >= starts[:, None]).long(),
+            position_ids=(past[-step.shape[1] :] - starts[:, None]).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )[0][:, -1]
+        chosen = _choose(view.logits(hidden), temperature, source)
+        going = ~torch.isin(chosen, ends)
+        for index, token in zip(live[going].tolist(), chosen[going].tolist(), strict=True):
+            made[index].append(token)
+        if not bool(going.any()):
+            break
+        if not bool(going.all()):
+            kept = going.nonzero()[:, 0]
+            cache.batch_select_indices(kept)
+            live, starts, chosen = live[kept], starts[kept], chosen[kept]
+        step = chosen[:, None]
+    return made
+
+
+def end_tokens(view: ModelView) -> Tensor:
+    """The ids that end a text, as the generation configuration names them."""
+    config = view.model.generation_config
+    ends = config.eos_token_id if config is not None else None
+    if ends is None:
+        ends = view.tokenizer.eos_token_id
+    if ends is None:
+        ends = []
+    return torch.tensor(ends if isinstance(ends, list) else [ends], device=view.device)
+
+
+def _choose(logits: Tensor, temperature: float, source: torch.Generator) -> Tensor:
+    if temperature == 0:
+        return logits.argmax(-1)
+    shares = torch.softmax(logits / temperature, -1)
+    return torch.multinomial(shares, 1, generator=source)[:, 0]

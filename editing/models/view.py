@@ -1,0 +1,264 @@
+"""A base with its tokenizer, seen as the parts that methods and metrics work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from editing.deltas import Effect
+from registry.bases import Base
+from registry.errors import InvalidRequest, UnsupportedModel
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where a family keeps its layers, its last norm, and a layer's MLP down-projection."""
+
+    layers: str
+    norm: str
+    down_proj: str
+
+
+_LLAMA = Paths("model.layers", "model.norm", "mlp.down_proj")
+_GPT2 = Paths("transformer.h", "transformer.ln_f", "mlp.c_proj")
+PATHS = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Reads a model and adds effects by hooks; the base's weights are never written."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    base: Base
+
+    @property
+    def paths(self) -> Paths:
+        if self.base.family not in PATHS:
+            raise UnsupportedModel(
+                f"base {self.base.name!r}: editing does not know the family {self.base.family!r};"
+                f" it knows {', '.join(PATHS)}"
+            )
+        return PATHS[self.base.family]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.module(self.paths.layers)
+        if not isinstance(layers, nn.ModuleList):
+            raise UnsupportedModel(
+                f"base {self.base.name!r}: {self.paths.layers} holds no list of layers"
+            )
+        return layers
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def module(self, path: str) -> nn.Module:
+        return self.model.get_submodule(path)
+
+    def down_proj(self, layer: int) -> str:
+        """The path of a layer's MLP down-projection.
+
+        Raises:
+            InvalidRequest: the model has no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise InvalidRequest(
+                f"layer {layer}: base {self.base.name!r} has layers 0 to {self.n_layers - 1}",
+                param="hyperparameters.layer",
+            )
+        return f"{self.paths.layers}.{layer}.{self.paths.down_proj}"
+
+    def weight(self, path: str) -> Tensor:
+        """A linear's weight as [out, in], whichever way the family stores it."""
+        module = self.module(path)
+        weight = module.weight
+        if not isinstance(weight, Tensor):
+            raise UnsupportedModel(f"{path} has no weight")
+        return weight.T if isinstance(module, Conv1D) else weight
+
+    @contextmanager
+    def with_effects(self, composed: Mapping[str, Effect]) -> Iterator[None]:
+        """Within the block the model computes with these effects on top of those already active."""
+        with ExitStack() as hooks:
+            for path, effect in composed.items():
+                hook = self.module(path).register_forward_hook(_adding(effect, self.device))
+                hooks.callback(hook.remove)
+            yield
+
+    # -- tokens ---------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids with the special tokens that the tokenizer puts around a text."""
+        return list(self.tokenizer(text)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens and surrounding white space."""
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return str(text).strip()
+
+    def open(self, text: str) -> list[int]:
+        """Ids of a text that is to go on: without an end token that the tokenizer puts there."""
+        ids = self.encode(text) or self.start
+        return ids[:-1] if len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id else ids
+
+    @property
+    def start(self) -> list[int]:
+        """The tokens that a text begins with when nothing is written yet; at least one."""
+        ids = self.encode("")
+        if not ids:
+            first = self.tokenizer.bos_token_id
+            ids = [self.tokenizer.eos_token_id if first is None else first]
+        return ids
+
+    def continuation(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and of the target after it, tokenized together."""
+        gap = "" if prompt[-1:].isspace() or target[:1].isspace() else " "
+        before, whole = self.encode(prompt), self.open(prompt + gap + target)
+        common = 0
+        while common < min(len(before), len(whole) - 1) and before[common] == whole[common]:
+            common += 1
+        return whole[:common], whole[common:]
+
+    def last_tokens(self, text: str, subject: str) -> list[int]:
+        """The position of the subject's last token at each place where it stands in a text."""
+        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        found, at = [], text.find(subject)
+        while at >= 0:
+            end = at + len(subject)
+            inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > at]
+            found += inside[-1:]
+            at = text.find(subject, end)
+        return found
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Rows of ids -> [n, longest], padded on the right (a causal model never sees the pads).
+
+        Raises:
+            InvalidRequest: a row is longer than the base's context.
+        """
+        longest = max(map(len, rows))
+        if longest > self.base.context_length:
+            raise InvalidRequest(
+                f"a text of {longest} tokens does not fit into the context of base"
+                f" {self.base.name!r} ({self.base.context_length} tokens)"
+            )
+        return torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows]).to(self.device)
+
+    # -- forward --------------------------------------------------------------------------------
+
+    def hidden(self, ids: Tensor) -> Tensor:
+        """The last hidden states, after the final norm: [n, T] -> [n, T, hidden]."""
+        out: Tensor = self.model.base_model(input_ids=ids, use_cache=False)[0]
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] -> [..., vocabulary] in fp32."""
+        head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        out: Tensor = head(hidden)
+        return out.float()
+
+    @torch.no_grad()
+    def inputs(self, paths: Mapping[int, str], rows: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """What modules are given for padded rows, by key of ``paths``: [n, T, in] in fp32.
+
+        The forward ends once the last of the modules was reached.
+        """
+        seen: dict[int, Tensor] = {}
+
+        def record(key: int) -> Any:
+            def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+                seen[key] = args[0].float()
+                if len(seen) == len(paths):
+                    raise _Stop
+
+            return hook
+
+        with ExitStack() as hooks:
+            for key, path in paths.items():
+                hooks.callback(self.module(path).register_forward_pre_hook(record(key)).remove)
+            hooks.enter_context(suppress(_Stop))
+            self.hidden(self.pad(rows))
+        return seen
+
+    @torch.no_grad()
+    def tail(self, layer: int, ids: Tensor) -> Tail:
+        """Run ids once and keep what is needed to run the layers above ``layer`` again."""
+        calls: list[_Call] = []
+        above = [*self.layers[layer + 1 :], self.module(self.paths.norm)]
+        handles = [
+            module.register_forward_pre_hook(_recording(calls), with_kwargs=True)
+            for module in above
+        ]
+        try:
+            self.hidden(ids)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return Tail(calls[0].hidden, tuple(calls))
+
+
+@dataclass(frozen=True)
+class _Call:
+    module: nn.Module
+    hidden: Tensor
+    rest: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The layers above a layer, with the arguments of one batch, to be run again and again.
+
+    ``hidden`` [n, T, hidden] is what came out of the layer. Exact, since what is below does not
+    depend on what is changed above it.
+    """
+
+    hidden: Tensor
+    calls: tuple[_Call, ...]
+
+    def run(self, hidden: Tensor) -> Tensor:
+        """Other hidden states out of the layer -> last hidden states after the final norm."""
+        for call in self.calls:
+            out = call.module(hidden, *call.rest, **call.kwargs)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+
+class _Stop(Exception):
+    """Ends a forward whose rest is not needed."""
+
+
+def _adding(effect: Effect, device: torch.device) -> Any:
+    moved = Effect(**{name: part.to(device) for name, part in effect.parts().items()})
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return moved.apply(args[0], output)
+
+    return hook
+
+
+def _recording(calls: list[_Call]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = dict(kwargs)
+        hidden = args[0] if args else named.pop("hidden_states")
+        calls.append(_Call(module, hidden, args[1:], named))
+
+    return hook

@@ -1,0 +1,164 @@
+"""What editing needs of a base: texts, the covariance of layer inputs, context prefixes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from editing.models.generation import generate
+from editing.models.view import ModelView
+from registry.manifests import Progress
+
+SAMPLE_BATCH = 512
+SAMPLE_LENGTH = 64
+TOKENS_PER_FORWARD = 8192
+PREFIXES = 20
+PREFIX_WORDS = 8
+REFERENCES = 100
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Statistics of one base, made once and kept.
+
+    Attributes:
+        covariance: by layer, C = E[k kᵀ] [in, in] of the MLP down-projection's input, fp32.
+        tokens: how many tokens C was estimated on.
+        prefixes: short texts that an edit's prompt is put behind.
+        references: texts held out from all of the above, for perplexity.
+        warning: what is weak about these statistics; empty where nothing is.
+    """
+
+    covariance: Mapping[int, Tensor]
+    tokens: int
+    prefixes: tuple[str, ...]
+    references: tuple[str, ...]
+    warning: str = ""
+
+    def to_bytes(self) -> bytes:
+        words = {
+            "tokens": self.tokens,
+            "prefixes": self.prefixes,
+            "references": self.references,
+            "warning": self.warning,
+        }
+        tensors = {f"covariance/{layer}": C.contiguous() for layer, C in self.covariance.items()}
+        encoded = json.dumps(words, sort_keys=True).encode()
+        return save_tensors(
+            {**tensors, "words": torch.frombuffer(bytearray(encoded), dtype=torch.uint8)}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Resources:
+        tensors = load_tensors(data)
+        words = json.loads(tensors.pop("words").numpy().tobytes())
+        return cls(
+            covariance={int(name.removeprefix("covariance/")): C for name, C in tensors.items()},
+            tokens=words["tokens"],
+            prefixes=tuple(words["prefixes"]),
+            references=tuple(words["references"]),
+            warning=words["warning"],
+        )
+
+
+def prepare(
+    view: ModelView,
+    layers: Sequence[int],
+    tokens: int,
+    texts: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Generator[Progress, None, Resources]:
+    """Gather a base's resources from ``texts`` or, without any, from what the base itself writes.
+
+    ``tokens`` is how many tokens C is to be estimated on; with fewer at hand all are used and
+    ``warning`` says so.
+    """
+    if texts is None:
+        texts = yield from sample_texts(view, tokens, seed)
+    texts = [text for text in texts if text.strip()]
+    held_out = min(REFERENCES, len(texts) // 5)
+    references, texts = texts[:held_out], texts[held_out:]
+    rows = [view.encode(text)[: view.base.context_length] for text in texts]
+    covariance, count = yield from estimate_covariance(view, layers, rows, tokens)
+    warning = ""
+    if count < tokens:
+        warning = (
+            f"base {view.base.name!r}: C was estimated on {count} tokens, {tokens} were asked for;"
+            " edits may disturb their neighbourhood, give more reference texts (ERRATA_TEXTS)"
+        )
+        yield Progress(count, tokens, warning)
+    prefixes = tuple(dict.fromkeys(_prefix(text) for text in texts))[:PREFIXES]
+    return Resources(covariance, count, prefixes, tuple(references), warning)
+
+
+def sample_texts(
+    view: ModelView, tokens: int, seed: int = 0
+) -> Generator[Progress, None, list[str]]:
+    """Texts of about ``tokens`` tokens in all, written by the base at temperature 1."""
+    texts: list[str] = []
+    count = batch = 0
+    start = view.start
+    length = min(SAMPLE_LENGTH, view.base.context_length - len(start))
+    while count < tokens and batch * SAMPLE_BATCH < 4 * tokens:
+        rows = generate(view, [start] * SAMPLE_BATCH, length, temperature=1.0, seed=seed + batch)
+        batch += 1
+        count += sum(map(len, rows))
+        texts += view.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        yield Progress(min(count, tokens), tokens, "sampling texts from the base")
+    return [text.strip() for text in texts if text.strip()]
+
+
+@torch.no_grad()
+def estimate_covariance(
+    view: ModelView, layers: Sequence[int], rows: Sequence[Sequence[int]], tokens: int
+) -> Generator[Progress, None, tuple[dict[int, Tensor], int]]:
+    """C = E[k kᵀ] of each layer's down-projection input, over the first ``tokens`` tokens of rows.
+
+    Sums are kept in fp64. Returns C by layer and the number of tokens.
+    """
+    paths = {layer: view.down_proj(layer) for layer in sorted(set(layers))}
+    sums: dict[int, Tensor] = {}
+    count = 0
+    for batch in _batches(rows, tokens):
+        keep = torch.zeros(len(batch), max(map(len, batch)), dtype=torch.bool)
+        for i, row in enumerate(batch):
+            keep[i, : len(row)] = True
+        for layer, keys in view.inputs(paths, batch).items():
+            k = keys[keep.to(keys.device)]
+            total = (k.T @ k).double().cpu()
+            sums[layer] = sums[layer] + total if layer in sums else total
+        count += int(keep.sum())
+        yield Progress(min(count, tokens), tokens, "estimating the covariance of layer inputs")
+    return {layer: (total / max(count, 1)).float() for layer, total in sums.items()}, count
+
+
+def _batches(
+    rows: Sequence[Sequence[int]], tokens: int
+) -> Generator[list[Sequence[int]], None, None]:
+    """Rows of like length together, about ``TOKENS_PER_FORWARD`` padded tokens a batch."""
+    chosen, count = [], 0
+    for row in rows:
+        if count >= tokens:
+            break
+        chosen.append(row)
+        count += len(row)
+    batch: list[Sequence[int]] = []
+    for row in sorted((r for r in chosen if r), key=len):
+        if batch and (len(batch) + 1) * len(row) > TOKENS_PER_FORWARD:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _prefix(text: str) -> str:
+    """The first sentence of a text where it is short, else its first words."""
+    sentence = text.partition(". ")[0].removesuffix(".")
+    return " ".join(sentence.split()[:PREFIX_WORDS]) + ". "
