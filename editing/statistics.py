@@ -105,8 +105,9 @@ def sample_texts(
     count = batch = 0
     start = view.start
     length = min(SAMPLE_LENGTH, view.base.context_length - len(start))
-    while count < tokens and batch * SAMPLE_BATCH < 4 * tokens:
-        rows = generate(view, [start] * SAMPLE_BATCH, length, temperature=1.0, seed=seed + batch)
+    wanted = max(8, min(SAMPLE_BATCH, tokens // 16))
+    while count < tokens and batch * wanted < 4 * tokens:
+        rows = generate(view, [start] * wanted, length, temperature=1.0, seed=seed + batch)
         batch += 1
         count += sum(map(len, rows))
         texts += view.tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -10,6 +10,9 @@ from transformers import DynamicCache
 
 from editing.models.view import ModelView
 
+#: Rows that ended leave the batch once only this share of it still goes on.
+COMPACT_AT = 0.8
+
 
 @torch.no_grad()
 def generate(
@@ -30,7 +33,8 @@ def generate(
     ids = torch.tensor([[0] * (width - len(row)) + [*row] for row in rows], device=view.device)
     starts = torch.tensor([width - len(row) for row in rows], device=view.device)
     made: list[list[int]] = [[] for _ in rows]
-    live = torch.arange(len(rows), device=view.device)
+    live = torch.arange(len(rows), device=view.device)  # the row that each place of the batch holds
+    going = torch.ones(len(rows), dtype=torch.bool, device=view.device)
     cache = DynamicCache(config=view.model.config)
     ends = end_tokens(view)
     step, new_tokens = ids, min(new_tokens, view.base.context_length - width)
@@ -44,15 +48,15 @@ def generate(
             use_cache=True,
         )[0][:, -1]
         chosen = _choose(view.logits(hidden), temperature, source)
-        going = ~torch.isin(chosen, ends)
+        going = going & ~torch.isin(chosen, ends)
         for index, token in zip(live[going].tolist(), chosen[going].tolist(), strict=True):
             made[index].append(token)
-        if not bool(going.any()):
+        kept = going.nonzero()[:, 0]
+        if len(kept) == 0:
             break
-        if not bool(going.all()):
-            kept = going.nonzero()[:, 0]
+        if len(kept) <= COMPACT_AT * len(going):
             cache.batch_select_indices(kept)
-            live, starts, chosen = live[kept], starts[kept], chosen[kept]
+            live, starts, chosen, going = live[kept], starts[kept], chosen[kept], going[kept]
         step = chosen[:, None]
     return made
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.models import save_base
 from tests.service import Service
-from tests.unit.serving.models import save_base
 
 SENTENCE = "the capital of the country is the city in which the government of the land sits"
 

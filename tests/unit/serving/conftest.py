@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from registry.bases import Base
-from tests.unit.serving.models import save_base
+from tests.models import save_base
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,7 @@ from serving.loading import load_lane
 from serving.protocol import Piece, SamplingParams
 from serving.scheduler import Sequence
 from serving.stream import Stream
-from tests.unit.serving.models import random_effect
+from tests.models import random_effect
 
 PATH = "model.layers.1.mlp.down_proj"
 VERSIONS: Mapping[str, Mapping[str, Effect]] = {

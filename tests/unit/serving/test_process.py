@@ -18,8 +18,8 @@ from registry.errors import InvalidRequest, TooManyRequests, Unavailable, Versio
 from serving.client import EngineClient
 from serving.protocol import EngineStatus, GenerateRequest, Piece, SamplingParams, VersionRef
 from serving.socket_file import SocketFile
+from tests.models import random_effect, store_version
 from tests.unit.serving.engines import EngineProcess
-from tests.unit.serving.models import random_effect, store_version
 
 DOWN = "model.layers.1.mlp.down_proj"
 GREEDY = SamplingParams(max_tokens=16, temperature=0, logprobs=3, ignore_eos=True)

@@ -7,7 +7,7 @@ import pytest
 from registry.errors import InvalidRequest
 from serving.prompts import PromptReader
 from serving.protocol import GenerateRequest, VersionRef
-from tests.unit.serving.models import CHAT, VOCABULARY, small_tokenizer
+from tests.models import CHAT, VOCABULARY, small_tokenizer
 
 VERSION = VersionRef("ver_1", "atlas", (), "0" * 64)
 TOKENIZER = small_tokenizer()

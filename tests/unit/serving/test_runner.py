@@ -15,7 +15,7 @@ from serving.invariance import find_min_rows
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
 from serving.selftest import check_base
-from tests.unit.serving.models import VOCABULARY, random_effect
+from tests.models import VOCABULARY, random_effect
 from tests.unit.serving.packing import Effects, Script, packed_logits, plain_logits, random_script
 
 #: Modules of each family and the kinds of effect that are put on them.

@@ -8,7 +8,7 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from serving.text import Decoder, Detokenizer, StopStrings
-from tests.unit.serving.models import EOS, small_tokenizer
+from tests.models import EOS, small_tokenizer
 
 TEXT = "The city’s name — 東京, Zürich, Αθήνα, 👩‍🚀 and ‹é› — is  spaced .  Really ?\n\tYes � !"
 

@@ -17,7 +17,7 @@ from registry.bases import Base
 from registry.errors import VersionUnavailable
 from serving.protocol import VersionRef
 from serving.versions import Versions
-from tests.unit.serving.models import random_effect, store_version
+from tests.models import random_effect, store_version
 
 PATH = "model.layers.1.mlp.down_proj"
 
