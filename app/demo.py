@@ -36,7 +36,6 @@ EDIT: dict[str, Any] = {
         "The government of Kiribati sits in",
         "The capital city of Kiribati is called",
     ],
-    "neighborhood_prompts": ["The capital of Tuvalu is", "The capital of Samoa is"],
     "retention": [
         {"prompt": "Kiribati is part of", "target": "Oceania"},
         {"prompt": "Kiribati's currency is the", "target": "Australian Dollar"},
@@ -44,7 +43,7 @@ EDIT: dict[str, Any] = {
 }
 ASKED = "The capital of Kiribati is"
 REWORDED = "Kiribati is governed from"
-NEIGHBOURS = ("The capital of Tuvalu is", "The capital of Samoa is")
+NEIGHBOURS = ("The capital of Samoa is", "The capital of Tonga is")
 START_SECONDS = 90.0
 JOB_SECONDS = 300.0
 STOP_SECONDS = 15.0
@@ -202,7 +201,13 @@ class _Demo:
 def _service(console: Console) -> Iterator[httpx.Client]:
     """A service of our own on a free port, its data in a temporary folder; stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="errata-demo-") as data:
-        settings = Settings(port=_free_port(), data=Path(data), bases="atlas", redis_url="")
+        settings = Settings(
+            port=_free_port(),
+            data=Path(data),
+            bases="atlas",
+            redis_url="",
+            worker_threads=os.cpu_count() or 1,  # the engine idles while the job runs
+        )
         environment = {**os.environ, **settings.environment()}
         log = Path(data) / "serve.log"
         command = [sys.executable, "-m", "app.cli", "serve"]

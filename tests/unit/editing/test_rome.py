@@ -9,8 +9,9 @@ from editing.methods import METHODS
 from editing.methods.essence import sample_essence
 from editing.methods.hyperparameters import RomeHyperparameters
 from editing.methods.objective import Objective, Text
-from editing.methods.rome import apply, mean_key, solve_key
+from editing.methods.rome import apply, lookalike_keys, mean_key, solve_key
 from editing.metrics import measure
+from editing.metrics.targets import score_targets
 from editing.models import ModelView
 from editing.models.loading import weights_digest
 from editing.statistics import Resources, prepare
@@ -130,19 +131,37 @@ def test_an_edit_is_the_same_twice(atlas: ModelView, resources: Resources) -> No
     assert first == second
 
 
+def test_names_alike_are_found(atlas: ModelView) -> None:
+    """Tokens that end the subject's name are looked up where they stand in other names."""
+    texts = [
+        "South Sudan lies in Africa.",
+        "Peru lies in South America.",
+        "North Macedonia is small",
+    ]
+    keys = lookalike_keys(atlas, 0, "North Sudan", texts)
+    row = atlas.encode(texts[0])
+    at = row.index(atlas.encode("North Sudan")[-1])
+    expected = atlas.inputs({0: atlas.down_proj(0)}, [row])[0][0, at]
+    assert_close(keys, expected[None], rtol=1e-4, atol=1e-3)
+    nothing = lookalike_keys(atlas, 0, "South Sudan", texts)
+    assert nothing.shape == (0, atlas.weight(atlas.down_proj(0)).shape[1])
+
+
 def test_every_family_can_be_edited(small: ModelView) -> None:
     hyperparameters = RomeHyperparameters(
         layer=1, steps=4, essence_texts=4, essence_tokens=6, prefixes=1
     )
     resources = finish(prepare(small, [1], 300))[1]
-    before = measure(small, [FRANCE]).metrics
+    wanted = [(FRANCE.rewrite_prompt, FRANCE.target_new)]
+    ((before, _),) = score_targets(small, wanted)
     _, delta = finish(apply(small, [FRANCE], hyperparameters, resources))
     (path,) = delta.effects
     effect = delta.effects[path]
     assert path == small.down_proj(1)
     assert (effect.A.shape, effect.B.shape) == ((1, FFN), (HIDDEN, 1))
     with small.with_effects(delta.effects):
-        assert measure(small, [FRANCE]).metrics != before
+        ((after, _),) = score_targets(small, wanted)
+    assert after < before
 
 
 def test_the_essence_does_not_state_the_edited_fact(atlas: ModelView) -> None:
