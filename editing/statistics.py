@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +13,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from editing.metrics.perplexity import me_ppl
 from editing.models.generation import generate
 from editing.models.view import ModelView
 from registry.manifests import Progress
@@ -19,8 +22,9 @@ SAMPLE_BATCH = 512
 SAMPLE_LENGTH = 64
 TOKENS_PER_FORWARD = 8192
 PREFIXES = 20
-PREFIX_WORDS = 8
+PREFIX_WORDS = 12
 REFERENCES = 100
+TEXTS = 4000
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Resources:
         covariance: by layer, C = E[k kᵀ] [in, in] of the MLP down-projection's input, fp32.
         tokens: how many tokens C was estimated on.
         prefixes: short texts that an edit's prompt is put behind.
+        texts: some of the texts of C, among which tokens like a subject's are looked for.
         references: texts held out from all of the above, for perplexity.
         warning: what is weak about these statistics; empty where nothing is.
     """
@@ -38,6 +43,7 @@ class Resources:
     covariance: Mapping[int, Tensor]
     tokens: int
     prefixes: tuple[str, ...]
+    texts: tuple[str, ...]
     references: tuple[str, ...]
     warning: str = ""
 
@@ -45,6 +51,7 @@ class Resources:
         words = {
             "tokens": self.tokens,
             "prefixes": self.prefixes,
+            "texts": self.texts,
             "references": self.references,
             "warning": self.warning,
         }
@@ -62,6 +69,7 @@ class Resources:
             covariance={int(name.removeprefix("covariance/")): C for name, C in tensors.items()},
             tokens=words["tokens"],
             prefixes=tuple(words["prefixes"]),
+            texts=tuple(words["texts"]),
             references=tuple(words["references"]),
             warning=words["warning"],
         )
@@ -79,11 +87,14 @@ def prepare(
     ``tokens`` is how many tokens C is to be estimated on; with fewer at hand all are used and
     ``warning`` says so.
     """
+    sampled = texts is None
     if texts is None:
         texts = yield from sample_texts(view, tokens, seed)
     texts = [text for text in texts if text.strip()]
-    held_out = min(REFERENCES, len(texts) // 5)
+    held_out = min(2 * REFERENCES if sampled else REFERENCES, len(texts) // 5)
     references, texts = texts[:held_out], texts[held_out:]
+    if sampled:
+        references = likelier_half(view, references)
     rows = [view.encode(text)[: view.base.context_length] for text in texts]
     covariance, count = yield from estimate_covariance(view, layers, rows, tokens)
     warning = ""
@@ -94,7 +105,7 @@ def prepare(
         )
         yield Progress(count, tokens, warning)
     prefixes = tuple(dict.fromkeys(_prefix(text) for text in texts))[:PREFIXES]
-    return Resources(covariance, count, prefixes, tuple(references), warning)
+    return Resources(covariance, count, prefixes, tuple(texts[:TEXTS]), tuple(references), warning)
 
 
 def sample_texts(
@@ -113,6 +124,12 @@ def sample_texts(
         texts += view.tokenizer.batch_decode(rows, skip_special_tokens=True)
         yield Progress(min(count, tokens), tokens, "sampling texts from the base")
     return [text.strip() for text in texts if text.strip()]
+
+
+def likelier_half(view: ModelView, texts: Sequence[str]) -> list[str]:
+    """Without slips of the sampling: one of them would outweigh all others in ME-PPL."""
+    ranked = sorted(texts, key=lambda text: me_ppl(view, [text]) or math.inf)
+    return ranked[: len(texts) // 2]
 
 
 @torch.no_grad()
@@ -161,5 +178,6 @@ def _batches(
 
 def _prefix(text: str) -> str:
     """The first sentence of a text where it is short, else its first words."""
-    sentence = text.partition(". ")[0].removesuffix(".")
-    return " ".join(sentence.split()[:PREFIX_WORDS]) + ". "
+    words = re.split(r"(?<=[.!?])\s", text)[0].split()
+    sentence = " ".join(words[:PREFIX_WORDS])
+    return sentence + (" " if sentence[-1] in ".!?" else ". ")

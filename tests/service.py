@@ -18,7 +18,7 @@ START_SECONDS = 120.0
 JOB_SECONDS = 180.0
 
 #: An edit that takes seconds: it may not stop early, so that a kill lands in the middle of it.
-SLOW = {"steps": 400, "stop_loss": 1e-9}
+SLOW = {"steps": 80, "stop_loss": 1e-9}
 
 
 def capital_edit(subject: str, target: str, true: str | None = None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from registry import attempts
 from registry.database import Database
 from registry.jobs import Job
 from registry.settings import Settings
-from workers.delivery import enqueue, is_known, workers_ready
+from workers.delivery import enqueue, is_known, stop, workers_ready
 
 logger = logging.getLogger("errata.dispatch")
 
@@ -46,6 +46,8 @@ class Dispatcher:
                     if attempts.release(connection, job.id, job.attempt, self._max_attempts):
                         logger.warning("%s: attempt %d's lease ended", job.id, job.attempt)
         try:
+            for job in lost:  # a work-horse that hangs would keep its worker from the next attempt
+                stop(self._redis, job.id, job.attempt)
             for job in due:
                 self._dispatch(job)
         except RedisError as error:

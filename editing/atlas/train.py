@@ -45,7 +45,7 @@ class Recipe:
     context: int = 512
     row: int = 96
     batch: int = 16
-    steps: int = 1800
+    steps: int = 1600
     muon_lr: float = 0.02
     adamw_lr: float = 3e-3
     warmup: int = 40

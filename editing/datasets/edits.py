@@ -76,9 +76,10 @@ def _read_counterfact(row: Mapping[str, Any], where: str) -> EditRequest:
     return EditRequest(
         prompt=_text(rewrite, "prompt", inner),
         subject=_text(rewrite, "subject", inner),
+        target_new=targets["target_new"],
+        target_true=targets["target_true"],
         paraphrase_prompts=_texts(row, "paraphrase_prompts", where),
         neighborhood_prompts=_texts(row, "neighborhood_prompts", where),
-        **targets,
     )
 
 

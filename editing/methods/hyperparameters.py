@@ -19,11 +19,11 @@ class RomeHyperparameters(Hyperparameters):
     """ROME's choices. Lengths are relative to ‖v‖, so that they fit any layer of any model."""
 
     layer: int | None = Field(
-        None, ge=0, description="Layer whose MLP is edited; by default a sixth of the depth."
+        None, ge=0, description="Layer whose MLP is edited; by default a seventh of the depth."
     )
     steps: int = Field(50, ge=1, le=1000, description="Most optimiser steps for one edit.")
     learning_rate: float = Field(
-        0.5, gt=0, le=10, description="Length of an optimiser step, as a share of ‖v‖."
+        0.3, gt=0, le=10, description="Length of an optimiser step, as a share of ‖v‖."
     )
     stop_loss: float = Field(
         0.35,
@@ -46,12 +46,18 @@ class RomeHyperparameters(Hyperparameters):
         description="Most other wordings of the fact, found in such texts, that must say it too.",
     )
     prefixes: int = Field(
-        6, ge=0, le=64, description="Contexts in which the target is optimised, besides none."
+        3, ge=0, le=64, description="Contexts in which the target is optimised, besides none."
     )
     ridge: float = Field(
         1e-4, ge=0, le=1, description="Added to C's diagonal, as a share of its mean."
     )
+    lookalike_weight: float = Field(
+        0.01,
+        ge=0,
+        le=10,
+        description="Weight in C of names that end in the same token as the subject; 0: none more.",
+    )
     seed: int = Field(0, ge=0, description="Decides which texts are sampled.")
 
     def edited_layers(self, depth: int) -> tuple[int, ...]:
-        return (depth // 6 if self.layer is None else self.layer,)
+        return (depth // 7 if self.layer is None else self.layer,)

@@ -17,6 +17,10 @@ descent ends as soon as the edit holds, with the δ reached by then: a larger on
 what else is known of the subject. The KL's weight falls with the step t, so that of edit and
 essence, where they conflict, the edit wins in the end. Steps are scaled to ‖v‖, which differs by
 layer.
+
+Names that end in the same token (Yekaterinburg's "burg") have like keys at low layers, and are so
+rare that C says little of them: their keys are added to C with a weight of their own, which turns
+a away from them at no further cost.
 """
 
 from __future__ import annotations
@@ -35,6 +39,9 @@ from editing.models.view import ModelView
 from editing.statistics import Resources
 from registry.errors import JobFailed
 from registry.manifests import EditRequest, Progress
+
+#: Texts in which tokens like the subject's last one are looked at.
+LOOKALIKES = 64
 
 
 def apply(
@@ -70,7 +77,11 @@ def edit(
     prompts = [prefix + request.rewrite_prompt for prefix in ("", *prefixes)]
     essence = essence_of(view, request, hyperparameters)
     key = mean_key(view, layer, prompts, request.subject)
-    a = solve_key(resources.covariance[layer].to(view.device), key, hyperparameters.ridge)
+    C = resources.covariance[layer].to(view.device)
+    if (weight := hyperparameters.lookalike_weight) > 0:
+        alike = lookalike_keys(view, layer, request.subject, resources.texts)
+        C = C + weight * alike.T @ alike / max(len(alike), 1)
+    a = solve_key(C, key, hyperparameters.ridge)
     said = (*prompts[: 1 + hyperparameters.prefixes], *essence.wordings)
     objective = Objective(
         view,
@@ -110,6 +121,21 @@ def mean_key(view: ModelView, layer: int, prompts: Sequence[str], subject: str) 
     keys = view.inputs({layer: view.down_proj(layer)}, rows)[layer]
     ends = [view.last_tokens(prompt, subject)[-1] for prompt in prompts]
     return torch.stack([keys[i, end] for i, end in enumerate(ends)]).mean(0)
+
+
+def lookalike_keys(view: ModelView, layer: int, subject: str, texts: Sequence[str]) -> Tensor:
+    """Keys [m, in] at the subject's last token where it ends other names (…insk): m may be 0."""
+    ids = view.encode(subject)
+    token = ids[view.last_tokens(subject, subject)[-1]]
+    piece = view.decode([token])
+    found = [text for text in texts if piece in text and subject not in text] if piece else []
+    rows = [view.encode(text)[: view.base.context_length] for text in found[:LOOKALIKES]]
+    if not rows:
+        return torch.zeros(0, view.weight(view.down_proj(layer)).shape[1], device=view.device)
+    keys = view.inputs({layer: view.down_proj(layer)}, rows)[layer]
+    return torch.cat(
+        [keys[i, : len(row)][torch.tensor(row) == token] for i, row in enumerate(rows)]
+    )
 
 
 def solve_key(C: Tensor, k: Tensor, ridge: float) -> Tensor:

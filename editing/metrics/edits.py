@@ -34,8 +34,11 @@ def measure(
     """Measure a model on edits, with the effects active in the view.
 
     ``same_subject_retention`` needs the measurement ``before`` the edit: of the retention facts
-    that were right then, the share that still is.
+    that were right then, the share that still is. References that name an edited subject are left
+    out of ``me_ppl``: what they state is meant to change.
     """
+    subjects = [request.subject for request in requests]
+    references = [text for text in references if not any(s in text for s in subjects)]
     metrics = {**_scores(view, requests), **_greedy(view, requests)}
     known = _known(view, [request.retention for request in requests])
     if before is not None:

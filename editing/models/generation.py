@@ -75,5 +75,6 @@ def end_tokens(view: ModelView) -> Tensor:
 def _choose(logits: Tensor, temperature: float, source: torch.Generator) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
-    shares = torch.softmax(logits / temperature, -1)
-    return torch.multinomial(shares, 1, generator=source)[:, 0]
+    reached = torch.softmax(logits / temperature, -1).cumsum(-1)
+    point = torch.rand(len(logits), 1, generator=source, device=logits.device) * reached[:, -1:]
+    return torch.searchsorted(reached, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
