@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, insert, select, update
 
 from registry import tables
-from registry.endpoints import State, Target, get_endpoint, move_endpoint, moved_since
+from registry.endpoints import get_endpoint, move_endpoint
 from registry.errors import Conflict, ErrataError, GuardRejected, JobFailed, LeaseLost, NotFound
 from registry.jobs import (
     CANCELLED,
@@ -29,6 +29,7 @@ from registry.jobs import (
     to_job,
 )
 from registry.manifests import GuardResult, Progress, VersionManifest
+from registry.moves import State, Target, moved_since
 from registry.versions import READY, REJECTED, Version, add_report, get_ready_version
 from registry.versions import insert_version as _insert_version
 

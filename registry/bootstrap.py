@@ -11,9 +11,10 @@ from sqlalchemy import insert, select
 from registry import tables
 from registry.bases import Base
 from registry.database import Database
-from registry.endpoints import Target, create_endpoint, get_endpoint, history
+from registry.endpoints import create_endpoint, get_endpoint
 from registry.errors import NotFound
 from registry.manifests import VersionManifest
+from registry.moves import Target, history
 from registry.versions import get_version, insert_version
 
 logger = logging.getLogger("errata.registry")
@@ -33,11 +34,7 @@ def bootstrap(database: Database, tenant: str, bases: Iterable[Base]) -> None:
             connection.execute(insert(tables.tenants).values(id=tenant, created_at=time.time()))
         for base in bases:
             version = insert_version(connection, tenant, VersionManifest(base.ref))
-            try:
-                made_before = bool(history(connection, tenant, base.name, limit=1).items)
-            except NotFound:
-                made_before = False
-            if not made_before:
+            if not history(connection, tenant, base.name, limit=1).items:
                 create_endpoint(
                     connection, tenant, base.name, (Target(version.id),), actor="errata"
                 )

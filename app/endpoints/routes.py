@@ -23,9 +23,16 @@ from app.endpoints.schemas import (
 )
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
-from registry import endpoints, versions
-from registry.endpoints import Endpoint, Target
-from registry.errors import Conflict, InvalidRequest, PreconditionRequired, UnprocessableRequest
+from registry import endpoints, moves, versions
+from registry.endpoints import Endpoint
+from registry.errors import (
+    Conflict,
+    InvalidRequest,
+    NotFound,
+    PreconditionRequired,
+    UnprocessableRequest,
+)
+from registry.moves import Target
 
 router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"])
 IfMatch = Annotated[
@@ -186,7 +193,9 @@ def get_history(
 ) -> ListOf[MoveBody]:
     """Every move of the endpoint, newest first."""
     with services.database.read() as connection:
-        page = endpoints.history(connection, caller.tenant, name, after=after, limit=limit)
+        page = moves.history(connection, caller.tenant, name, after=after, limit=limit)
+    if not page.items and after is None:
+        raise NotFound(f"endpoint {name!r} does not exist", code="endpoint_not_found")
     return ListOf(data=[move_body(move) for move in page.items], has_more=page.has_more)
 
 

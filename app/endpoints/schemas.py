@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from app.schemas import Message, Name, Request
-from registry.endpoints import Endpoint, Move, State, Target
+from registry.endpoints import Endpoint
+from registry.moves import Move, State, Target
 from registry.versions import Version
 
 

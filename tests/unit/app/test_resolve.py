@@ -3,7 +3,8 @@
 from collections import Counter
 
 from app.inference.resolve import choose
-from registry.endpoints import Endpoint, Target
+from registry.endpoints import Endpoint
+from registry.moves import Target
 
 USERS = [f"user-{n}" for n in range(4000)]
 

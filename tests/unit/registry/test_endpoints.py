@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from registry import endpoints
+from registry import endpoints, moves
 from registry.database import Database
-from registry.endpoints import Target
 from registry.errors import Conflict, Gone, NotFound, PreconditionFailed
+from registry.moves import Target
 from registry.versions import delete_version
 from tests.unit.registry.conftest import TENANT, add_version
 
@@ -144,12 +144,12 @@ def test_history_replays_to_the_pointer(
             undo.append(ids[int(action)])
             point(database, "facts", undo[-1])
     with database.read() as connection:
-        moves = endpoints.history(connection, TENANT, "facts", limit=100).items[::-1]
+        made = moves.history(connection, TENANT, "facts", limit=100).items[::-1]
         endpoint = endpoints.get_endpoint(connection, TENANT, "facts")
     database.close()
     state = None
-    for number, move in enumerate(moves, start=1):
+    for number, move in enumerate(made, start=1):
         assert (move.generation, move.before) == (number, state)
         state = move.after
     assert state == endpoint.state == (Target(undo[-1]),)
-    assert endpoint.generation == len(moves)
+    assert endpoint.generation == len(made)

@@ -4,10 +4,10 @@ import pytest
 
 from registry import attempts, endpoints, jobs
 from registry.database import Database
-from registry.endpoints import Target
 from registry.errors import Conflict, LeaseLost, NotFound, UnprocessableRequest
 from registry.jobs import Job
 from registry.manifests import GuardResult, Progress, VersionManifest
+from registry.moves import Target
 from registry.versions import REJECTED, get_version, list_versions
 from tests.unit.registry.conftest import BASE, TENANT, add_version
 
