@@ -152,7 +152,7 @@ class Service:
         def at_work() -> bool:
             job = self.job(job_id)
             assert job["status"] in ("queued", "running"), job
-            return job["status"] == "running" and job["progress"]["total"] > 0
+            return job["status"] == "running" and job["progress"]["done"] > 0
 
         wait_for(at_work, JOB_SECONDS, lambda: self.log()[-3000:])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from editing.deltas import Delta
 from editing.methods.hyperparameters import Hyperparameters
@@ -11,6 +11,8 @@ from editing.models.view import ModelView
 from editing.statistics import Resources
 from registry.errors import InvalidRequest
 from registry.manifests import EditRequest, Progress
+
+T = TypeVar("T")
 
 
 class Apply(Protocol):
@@ -26,6 +28,22 @@ class Apply(Protocol):
         hyperparameters: Hyperparameters,
         resources: Resources,
     ) -> Generator[Progress, None, Delta]: ...
+
+
+def part_of(
+    work: Generator[Progress, None, T], index: int, count: int
+) -> Generator[Progress, None, T]:
+    """The work on one of ``count`` like parts, its progress told as progress of the whole."""
+    try:
+        while True:
+            step = next(work)
+            done, total = index * step.total + step.done, count * step.total
+            yield Progress(done, total, step.message, step.metrics)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        work.close()
 
 
 def check_requests(requests: Sequence[EditRequest]) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 from editing.deltas import Delta, Effect, compose
 from editing.methods.essence import Essence, sample_essence
 from editing.methods.hyperparameters import RomeHyperparameters
-from editing.methods.interface import check_requests
+from editing.methods.interface import check_requests, part_of
 from editing.methods.objective import Objective, Text
 from editing.models.view import ModelView
 from editing.statistics import Resources
@@ -57,11 +57,10 @@ def apply(
     if layer not in resources.covariance:
         raise JobFailed(f"ROME: the resources hold no covariance of layer {layer}; prepare it")
     stack: list[dict[str, Effect]] = []
-    for done, request in enumerate(requests, start=1):
+    for index, request in enumerate(requests):
         with view.with_effects(compose(stack)):
-            effect, metrics = edit(view, request, layer, hyperparameters, resources)
-        stack.append({path: effect})
-        yield Progress(done, len(requests), f"edited {request.subject}", metrics)
+            work = edit(view, request, layer, hyperparameters, resources)
+            stack.append({path: (yield from part_of(work, index, len(requests)))})
     return Delta(compose(stack), view.base.digest, "rome")
 
 
@@ -71,8 +70,11 @@ def edit(
     layer: int,
     hyperparameters: RomeHyperparameters,
     resources: Resources,
-) -> tuple[Effect, dict[str, float]]:
-    """The rank-one effect of one request, and how its optimisation ended."""
+) -> Generator[Progress, None, Effect]:
+    """The rank-one effect of one request."""
+    yield Progress(
+        0, hyperparameters.steps, f"{request.subject}: sampling what else is known of it"
+    )
     prefixes = [prefix for prefix in resources.prefixes if request.subject not in prefix]
     prompts = [prefix + request.rewrite_prompt for prefix in ("", *prefixes)]
     essence = essence_of(view, request, hyperparameters)
@@ -92,13 +94,15 @@ def edit(
         essence.answers,
     )
     v = view.weight(view.down_proj(layer)).float() @ key
-    delta, metrics = optimise(objective, view.hidden_size, float(v.norm()), hyperparameters)
+    delta = yield from optimise(
+        objective, view.hidden_size, float(v.norm()), hyperparameters, request.subject
+    )
     if not bool(torch.isfinite(delta).all()):
         raise JobFailed(
             f"ROME: the value found for {request.subject!r} is not finite;"
             " lower hyperparameters.learning_rate"
         )
-    return Effect(A=a[None, :].cpu(), B=delta[:, None].cpu()), metrics
+    return Effect(A=a[None, :].cpu(), B=delta[:, None].cpu())
 
 
 def essence_of(
@@ -147,8 +151,12 @@ def solve_key(C: Tensor, k: Tensor, ridge: float) -> Tensor:
 
 
 def optimise(
-    objective: Objective, width: int, scale: float, hyperparameters: RomeHyperparameters
-) -> tuple[Tensor, dict[str, float]]:
+    objective: Objective,
+    width: int,
+    scale: float,
+    hyperparameters: RomeHyperparameters,
+    subject: str,
+) -> Generator[Progress, None, Tensor]:
     """Adam on δ [width] in units of ``scale`` = ‖v‖, until every target token is likely enough."""
     u = torch.zeros(width, device=objective.device, requires_grad=True)
     optimizer = torch.optim.Adam([u], lr=hyperparameters.learning_rate / width**0.5)
@@ -157,8 +165,11 @@ def optimise(
         nll = objective.nll(scale * u)
         length = u.norm()
         metrics |= {"steps": step, "target_nll": nll.max().item(), "length": length.item()}
+        message = f"{subject}: loss {metrics['target_nll']:.2f} after {step} steps"
         if metrics["target_nll"] < hyperparameters.stop_loss or step == hyperparameters.steps:
+            yield Progress(hyperparameters.steps, hyperparameters.steps, message, dict(metrics))
             break
+        yield Progress(step, hyperparameters.steps, message, dict(metrics))
         kl = objective.kl(scale * u, step)
         metrics["essence_kl"] = kl.item()
         kl_factor = hyperparameters.kl_factor * (1 - step / hyperparameters.steps)
@@ -168,7 +179,7 @@ def optimise(
         optimizer.step()
         with torch.no_grad():
             u *= min(1.0, hyperparameters.clamp / max(float(u.norm()), 1e-12))
-    return (scale * u).detach(), metrics
+    return (scale * u).detach()
 
 
 def _say(view: ModelView, prompt: str, target: str) -> Text:

@@ -18,7 +18,7 @@ from registry.manifests import BaseRef, VersionManifest
 from registry.versions import insert_version
 from tests.service import Service
 
-VERSIONS, STREAMS, TOKENS = 8, 32, 24
+VERSIONS, STREAMS, TOKENS, LONG = 8, 32, 24, 400
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +87,43 @@ def test_one_prompt_differs_between_the_versions(service: Service, versions: lis
     prompt = "The capital of France is"
     answers = {service.text(version, prompt) for version in [*versions, "base_atlas"]}
     assert len(answers) > VERSIONS // 2, answers
+
+
+async def _moved_under_a_stream(service: Service, old: str, new: str) -> None:
+    service.endpoint("moving", old)
+    prompt = "The capital of France is"
+    async with openai.AsyncOpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
+        stream = await client.completions.create(
+            model="moving", prompt=prompt, max_tokens=LONG, temperature=0, stream=True
+        )
+        chunks = [await anext(stream)]
+        moved = await asyncio.to_thread(
+            service.client.put,
+            "/v1/endpoints/moving",
+            json={"version": new},
+            headers={"If-Match": '"1"'},
+        )
+        assert moved.status_code == 200
+        after = await client.completions.create(model="moving", prompt=prompt, max_tokens=1)
+        assert (after.model_extra or {})["version"] == new
+        chunks += [chunk async for chunk in stream]
+    assert {(chunk.model_extra or {})["version"] for chunk in chunks} == {old}
+    assert {(chunk.model_extra or {})["generation"] for chunk in chunks} == {1}
+    text = "".join(chunk.choices[0].text for chunk in chunks)
+    alone = service.complete(old, prompt, max_tokens=LONG)["choices"][0]
+    assert text == alone["text"]
+
+
+def test_a_stream_stays_with_the_version_it_was_admitted_to(
+    service: Service, versions: list[str]
+) -> None:
+    prompt = "The capital of France is"
+    lengths = {
+        version: service.complete(version, prompt, max_tokens=LONG)["usage"]["completion_tokens"]
+        for version in versions
+    }
+    rambling = max(lengths, key=lambda version: lengths[version])
+    assert lengths[rambling] == LONG, "a long stream is needed for the move to fall into it"
+    other = next(version for version in versions if version != rambling)
+    asyncio.run(_moved_under_a_stream(service, rambling, other))
+    service.client.delete("/v1/endpoints/moving", headers={"If-Match": '"2"'})
