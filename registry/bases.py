@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from registry.errors import UnsupportedModel
+from registry.errors import UnsupportedModel, VersionUnavailable
 from registry.manifests import BaseRef, canonical_json, sha256
 
 #: Model families (``model_type`` in config.json) that editing and serving know.
@@ -56,6 +56,22 @@ def find_bases(spec: str) -> dict[str, Base]:
     if not bases:
         raise UnsupportedModel("ERRATA_BASES is empty; set it to `atlas` or `name=/folder`")
     return bases
+
+
+def base_of(bases: Mapping[str, Base], version_id: str, ref: BaseRef) -> Base:
+    """The base that a version stands on.
+
+    Raises:
+        VersionUnavailable: it is not among ``bases``, or its folder holds other files now.
+    """
+    base = bases.get(ref.name)
+    if base is None or base.digest != ref.digest:
+        raise VersionUnavailable(
+            f"version {version_id!r} stands on base {ref.name!r} with digest {ref.digest[:12]}…,"
+            " which this service has not loaded; add it to ERRATA_BASES"
+            + ("" if base is None else " (the folder of that name holds other files now)")
+        )
+    return base
 
 
 def read_base(name: str, folder: Path) -> Base:

@@ -11,8 +11,8 @@ from app.edits.schemas import CreateEdit
 from app.jobs.schemas import JobBody, job_body
 from app.services import Caller, CallerDep, Services, ServicesDep
 from registry import endpoints, jobs, versions
-from registry.bases import Base
-from registry.errors import Conflict, NotFound, UnprocessableRequest, VersionUnavailable
+from registry.bases import Base, base_of
+from registry.errors import Conflict, NotFound, UnprocessableRequest
 from registry.jobs import Job
 from registry.manifests import canonical_json, sha256
 from registry.resources import find_resources
@@ -60,7 +60,7 @@ def create_edit(
 
 def _submit(connection: Connection, services: Services, caller: Caller, body: CreateEdit) -> Job:
     parent = _parent(connection, caller, body)
-    base = _loaded_base(services, parent)
+    base = base_of(services.bases, parent.id, parent.manifest.base)
     recipe = check_edit(base, body.method, body.hyperparameters)
     source, _ = text_source(services.settings, base)
     missing = recipe.resources - set(find_resources(connection, base.digest, source))
@@ -106,14 +106,3 @@ def _parent(connection: Connection, caller: Caller, body: CreateEdit) -> Version
     except Conflict as error:
         raise UnprocessableRequest(error.message, param="endpoint", code=error.code) from None
     return versions.get_ready_version(connection, caller.tenant, head)
-
-
-def _loaded_base(services: Services, parent: Version) -> Base:
-    ref = parent.manifest.base
-    base = services.bases.get(ref.name)
-    if base is None or base.digest != ref.digest:
-        raise VersionUnavailable(
-            f"version {parent.id!r} stands on base {ref.name!r} with digest {ref.digest[:12]}…,"
-            " which this service has not loaded; add it to ERRATA_BASES"
-        )
-    return base

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from registry import endpoints, versions
-from registry.bases import Base
+from registry.bases import Base, base_of
 from registry.endpoints import Endpoint
-from registry.errors import Gone, NotFound, VersionUnavailable
+from registry.errors import Gone, NotFound
 from registry.manifests import VersionManifest
 
 
@@ -59,14 +59,7 @@ def resolve(
         raise _no_model(model) from None
     if version.status == versions.DELETED:
         raise Gone(f"version {version_id!r} was deleted", code="version_deleted", param="model")
-    base_ref = version.manifest.base
-    loaded = bases.get(base_ref.name)
-    if loaded is None or loaded.digest != base_ref.digest:
-        raise VersionUnavailable(
-            f"version {version_id!r} stands on base {base_ref.name!r} with digest"
-            f" {base_ref.digest[:12]}…, which this service has not loaded; add it to ERRATA_BASES"
-            + ("" if loaded is None else " (the folder of that name holds other files now)")
-        )
+    base_of(bases, version_id, version.manifest.base)
     return Resolved(model, version.manifest, generation)
 
 
