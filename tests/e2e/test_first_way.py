@@ -6,7 +6,7 @@ from typing import Any
 
 from editing.atlas.evaluation import counterfacts
 from editing.atlas.facts import read_facts
-from tests.service import Service, capital_edit
+from tests.service import SLOW, Service, capital_edit
 
 PROMPTS_COMPARED = 200
 
@@ -75,6 +75,19 @@ def test_events_stream_to_the_end_and_replay_from_an_id(service: Service) -> Non
     assert replayed == [event for event in events if int(event["id"]) > int(middle)]
     ended = service.job(job["id"])
     assert (ended["activated"], ended["endpoint"]) == (False, None)
+
+
+def test_a_running_job_is_cancelled_and_leaves_no_version(service: Service) -> None:
+    job = service.post_edit(
+        parent=service.base_version(), edits=[capital_edit("Peru", "Oslo")], hyperparameters=SLOW
+    )
+    service.underway(job["id"])
+    assert service.client.post(f"/v1/jobs/{job['id']}/cancel").status_code == 200
+    ended = service.ended(job["id"])
+    assert (ended["status"], ended["version"]) == ("cancelled", None)
+    assert service.client.post(f"/v1/jobs/{job['id']}/cancel").status_code == 409
+    made = service.get("/v1/versions?limit=100")["data"]
+    assert not [version for version in made if version["recipe"].get("job") == job["id"]]
 
 
 def _events(
