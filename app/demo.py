@@ -144,6 +144,7 @@ class _Demo:
                             total=event["total"] or None,
                             description=event["message"],
                         )
+            bar.update(task, total=1, completed=1)
 
     def _show_metrics(self, job: dict[str, Any]) -> None:
         table = Table("metric", "before", "after", title="What the edit did", title_justify="left")
