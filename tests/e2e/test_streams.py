@@ -44,8 +44,8 @@ def _random_delta(base_digest: str, seed: int) -> Delta:
     path = f"model.layers.{seed % 3}.mlp.down_proj"
     out_features, in_features = _down_proj_shape()
     effect = Effect(
-        A=torch.randn(2, in_features, generator=generator) * 0.5,
-        B=torch.randn(out_features, 2, generator=generator) * 0.5,
+        A=torch.randn(2, in_features, generator=generator),
+        B=torch.randn(out_features, 2, generator=generator),
     )
     return Delta({path: effect}, base_digest, "random")
 
@@ -123,7 +123,7 @@ def test_a_stream_stays_with_the_version_it_was_admitted_to(
         for version in versions
     }
     rambling = max(lengths, key=lambda version: lengths[version])
-    assert lengths[rambling] == LONG, "a long stream is needed for the move to fall into it"
+    assert lengths[rambling] == LONG, f"the move must fall into a long stream: {lengths}"
     other = next(version for version in versions if version != rambling)
     asyncio.run(_moved_under_a_stream(service, rambling, other))
     service.client.delete("/v1/endpoints/moving", headers={"If-Match": '"2"'})
