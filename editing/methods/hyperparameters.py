@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Hyperparameters(BaseModel):
+class Hyperparameters(BaseModel, ABC):
     """Checked, frozen, and closed to unknown names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @abstractmethod
     def edited_layers(self, depth: int) -> tuple[int, ...]:
         """The layers that the method changes in a model of ``depth`` layers."""
-        raise NotImplementedError(f"{type(self).__name__} must name the layers it edits")
 
 
 class RomeHyperparameters(Hyperparameters):
