@@ -353,7 +353,9 @@ def _fenced_update(connection: Connection, claim: Claim, **values: Any) -> None:
 
 def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> None:
     now = time.time()
-    values.setdefault("message", "done" if status == SUCCEEDED else status)
+    if status == SUCCEEDED:
+        values = {"message": "done", "done": tables.jobs.c.total, **values}
+    values.setdefault("message", status)
     _fenced_update(connection, claim, status=status, finished_at=now, lease_until=None, **values)
     _end_attempt(connection, claim, status)
     data = {"status": status}

@@ -261,7 +261,8 @@ def test_events_are_replayed_from_where_the_reader_stopped(
     claim = begin(database, submit(database, endpoint))
     with database.write() as connection:
         attempts.record_progress(connection, claim, Progress(1, 2, "half", {"loss": 0.5}))
-    finish(database, claim, made_by(claim, "a" * 64))
+    ended = finish(database, claim, made_by(claim, "a" * 64))
+    assert (ended.done, ended.total, ended.message) == (2, 2, "done")
     with database.read() as connection:
         seen = jobs.events(connection, claim.job.id)
         rest = jobs.events(connection, claim.job.id, after=seen[1].seq)
