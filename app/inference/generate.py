@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from registry.errors import ErrataError
 from serving.client import EngineClient
 from serving.protocol import GenerateRequest, Piece, TokenLogprob, Usage
 
@@ -43,7 +42,7 @@ async def merged(
                 async for piece in stream:
                     pieces.put_nowait((index, piece))
             pieces.put_nowait((index, None))
-        except ErrataError as error:
+        except Exception as error:  # whatever it is, the reader raises it: it must not wait on
             pieces.put_nowait((index, error))
 
     tasks = [asyncio.create_task(run(i, request)) for i, request in enumerate(requests)]

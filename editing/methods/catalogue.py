@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
 
 from editing.methods.hyperparameters import Hyperparameters, RomeHyperparameters
+
+if TYPE_CHECKING:
+    from editing.methods.interface import Apply
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class MethodEntry:
     implementation: str
     needs_covariance: bool
 
-    def load(self) -> Callable[..., Any]:
+    def load(self) -> Apply:
         """Import the implementation (and torch with it)."""
         module, _, function = self.implementation.partition(":")
-        loaded: Callable[..., Any] = getattr(import_module(module), function)
+        loaded: Apply = getattr(import_module(module), function)
         return loaded
 
 
