@@ -15,7 +15,18 @@ from registry.errors import UnsupportedModel, VersionUnavailable
 from registry.manifests import BaseRef, canonical_json, sha256
 
 #: Model families (``model_type`` in config.json) that editing and serving know.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gpt2")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "phi",
+)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,58}")
 
 
@@ -88,8 +99,15 @@ def read_base(name: str, folder: Path) -> Base:
         raise UnsupportedModel(f"base {name!r}: config.json is not JSON: {error}") from error
     family = config.get("model_type")
     if family not in FAMILIES:
+        cure = "; save its text model alone (Gemma3ForCausalLM)" if family == "gemma3" else ""
         raise UnsupportedModel(
             f"base {name!r}: family {family!r} is not supported; supported: {', '.join(FAMILIES)}"
+            f"{cure}"
+        )
+    if "longrope" in _rope_types(config):
+        raise UnsupportedModel(
+            f"base {name!r}: longrope positions depend on the longest sequence of a step, so its"
+            " sequences cannot share one; use a base with other position embeddings"
         )
     if not any(folder.glob("*.safetensors")):
         raise UnsupportedModel(
@@ -121,6 +139,13 @@ def _bundled(name: str) -> Path:
 
 def _context_length(config: Mapping[str, Any]) -> int:
     return int(config.get("max_position_embeddings") or config.get("n_positions") or 1024)
+
+
+def _rope_types(config: Mapping[str, Any]) -> set[str]:
+    """The kinds of rotary embedding; Gemma 3 has one for each kind of layer."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    parts = [part for part in (rope, *rope.values()) if isinstance(part, dict)]
+    return {str(part.get(key)) for part in parts for key in ("rope_type", "type")}
 
 
 def _has_chat_template(folder: Path) -> bool:

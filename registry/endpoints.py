@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,16 @@ def list_endpoints(
         query = query.where(table.c.name > after)
     rows = connection.execute(query.order_by(table.c.name).limit(limit + 1)).all()
     return Page(tuple(_endpoint(row) for row in rows[:limit]), len(rows) > limit)
+
+
+def list_moved(connection: Connection, seen: Mapping[tuple[str, str], int]) -> list[Endpoint]:
+    """Endpoints of every tenant at another generation than was seen, by (tenant, name)."""
+    table = tables.endpoints
+    rows = connection.execute(
+        select(table.c.tenant, table.c.name, table.c.generation).where(table.c.deleted.is_(False))
+    )
+    moved = [(tenant, name) for tenant, name, now in rows if seen.get((tenant, name)) != now]
+    return [get_endpoint(connection, tenant, name) for tenant, name in moved]
 
 
 def create_endpoint(

@@ -126,6 +126,11 @@ class TooManyRequests(ErrataError):
     default_code = "rate_limit_exceeded"
 
 
+class DeadlineExceeded(ErrataError):
+    status = 504
+    default_code = "deadline_exceeded"
+
+
 class Unavailable(ErrataError):
     status = 503
     default_code = "service_unavailable"

@@ -62,9 +62,45 @@ class Settings(BaseSettings):
     max_edits: int = Field(10_000, ge=1, description="Most edits in one request.")
     max_running: int = Field(64, ge=1, description="Most sequences that one step decodes.")
     max_waiting: int = Field(512, ge=1, description="Most requests that wait before 429.")
+    request_seconds: float = Field(
+        600.0, gt=0, description="Longest time that one request for inference gets."
+    )
     step_tokens: int = Field(2048, ge=16, description="Most tokens of one flat step.")
-    kv_tokens: int = Field(
-        131_072, ge=64, description="Most tokens whose keys and values are held."
+    kv_bytes: int | None = Field(
+        None,
+        ge=2**10,
+        description=(
+            "Memory for each base's keys and values, the prefix cache's among them; empty: 1 GiB,"
+            " on a GPU half of what is free once the weights are loaded."
+        ),
+    )
+    batch_invariant: bool = Field(
+        False,
+        description=(
+            "Let no bit of an answer depend on what else is computed beside it; costs throughput."
+        ),
+    )
+    prepack: bool = Field(
+        True,
+        description=(
+            "Keep a copy of the weights in the CPU's own layout: faster steps for twice the memory."
+        ),
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where the engine computes: `cpu`, `cuda`, `cuda:1`; `auto`: a GPU if any.",
+    )
+    resident_bytes: int = Field(
+        2 * 2**30, ge=2**20, description="Most bytes of versions' effects that the engine holds."
+    )
+    host_bytes: int = Field(
+        8 * 2**30,
+        ge=0,
+        description=(
+            "Most bytes of versions' effects kept in host memory when the engine holds them in a"
+            " GPU's; on a CPU they are in host memory anyway."
+        ),
     )
     covariance_tokens: int = Field(
         100_000,

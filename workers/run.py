@@ -15,6 +15,7 @@ from registry.bases import find_bases
 from registry.database import Database
 from registry.errors import ErrataError, JobFailed, LeaseLost, NotFound
 from registry.settings import Settings
+from workers.notices import Notices
 
 if TYPE_CHECKING:
     from workers.work import LoadedBases
@@ -48,7 +49,9 @@ def run(job_id: str, attempt: int) -> None:
             with work_module.Work(claim, settings, database, artifacts, _bases()) as work:
                 result = import_module(KINDS[claim.job.kind]).perform(work)
                 with database.write() as connection:
-                    attempts.finish(connection, claim, result)
+                    ended = attempts.finish(connection, claim, result)
+                if ended.activated:
+                    Notices(settings.redis_url).publish()
         except work_module.Cancelled:
             with database.write() as connection:
                 attempts.cancel(connection, claim)

@@ -2,5 +2,7 @@
 
 from editing.deltas.delta import Delta
 from editing.deltas.effect import Effect, compose
+from editing.deltas.gate import Gate
+from editing.deltas.sparse import Sparse
 
-__all__ = ["Delta", "Effect", "compose"]
+__all__ = ["Delta", "Effect", "Gate", "Sparse", "compose"]

@@ -40,9 +40,7 @@ class _Batch:
 
     def hidden(self, delta: Tensor) -> Tensor:
         """Last hidden states of the model edited by δ at the watched positions: [m, hidden]."""
-        before = self.tail.hidden
-        edited = before + (self.coefficient[..., None] * delta).to(before.dtype)
-        return self.tail.run(edited)[self.rows, self.positions]
+        return self.tail.run(self.coefficient[..., None] * delta)[self.rows, self.positions]
 
 
 class Objective:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -10,20 +11,33 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from registry.bases import Base
+from registry.errors import UnsupportedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
-    """The base's weights in ``dtype``, in evaluation mode, without gradients."""
+    """The base's weights in ``dtype``, in evaluation mode, without gradients.
+
+    Raises:
+        UnsupportedModel: its files lack weights, which would be filled with random ones.
+    """
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=DTYPES[dtype],
         use_safetensors=True,
         trust_remote_code=False,
         local_files_only=True,
+        output_loading_info=True,
     )
+    model: PreTrainedModel
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        raise UnsupportedModel(
+            f"base {base.name!r}: the .safetensors files in {base.folder} lack {len(missing)} of"
+            f" the model's weights ({missing[0]}, …); save the whole model again"
+        )
     model.eval()  # type: ignore[no-untyped-call]
     return model.requires_grad_(False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,39 @@ from registry.errors import InvalidRequest, UnsupportedModel
 
 @dataclass(frozen=True)
 class Paths:
-    """Where a family keeps its layers, its last norm, and a layer's MLP down-projection."""
+    """Where a family keeps its parts.
+
+    Attributes:
+        layers: the list of layers.
+        last: what runs after the layers, in order; a model may lack some of it.
+        down_proj: a layer's MLP down-projection.
+        post_norm: the norm of a layer that its MLP's output passes through; empty where the
+            output is added to the residual stream as it is.
+    """
 
     layers: str
-    norm: str
+    last: tuple[str, ...]
     down_proj: str
+    post_norm: str = ""
 
 
-_LLAMA = Paths("model.layers", "model.norm", "mlp.down_proj")
-_GPT2 = Paths("transformer.h", "transformer.ln_f", "mlp.c_proj")
-PATHS = {"llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "qwen3": _LLAMA, "gpt2": _GPT2}
+_LLAMA = Paths("model.layers", ("model.norm",), "mlp.down_proj")
+_GEMMA = replace(_LLAMA, post_norm="post_feedforward_layernorm")
+_OPT = Paths(
+    "model.decoder.layers", ("model.decoder.final_layer_norm", "model.decoder.project_out"), "fc2"
+)
+PATHS = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "gpt2": Paths("transformer.h", ("transformer.ln_f",), "mlp.c_proj"),
+    "gpt_neox": Paths("gpt_neox.layers", ("gpt_neox.final_layer_norm",), "mlp.dense_4h_to_h"),
+    "opt": _OPT,
+    "phi": Paths("model.layers", ("model.final_layernorm",), "mlp.fc2"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,10 @@ class ModelView:
                 f"base {self.base.name!r}: editing does not know the family {self.base.family!r};"
                 f" it knows {', '.join(PATHS)}"
             )
-        return PATHS[self.base.family]
+        paths = PATHS[self.base.family]
+        if self.base.family == "opt" and not self.model.config.do_layer_norm_before:
+            paths = replace(paths, post_norm="final_layer_norm")
+        return paths
 
     @property
     def layers(self) -> nn.ModuleList:
@@ -165,14 +191,16 @@ class ModelView:
     # -- forward --------------------------------------------------------------------------------
 
     def hidden(self, ids: Tensor) -> Tensor:
-        """The last hidden states, after the final norm: [n, T] -> [n, T, hidden]."""
+        """What the lm_head is given: [n, T] -> [n, T, its inputs]."""
         out: Tensor = self.model.base_model(input_ids=ids, use_cache=False)[0]
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[..., hidden] -> [..., vocabulary] in fp32."""
+        """What ``hidden`` gives -> [..., vocabulary] in fp32, soft-capped as the family does."""
         head: nn.Module = self.model.get_output_embeddings()  # type: ignore[no-untyped-call]
         out: Tensor = head(hidden)
+        if (cap := getattr(self.model.config, "final_logit_softcapping", None)) is not None:
+            out = cap * torch.tanh(out / cap)
         return out.float()
 
     @torch.no_grad()
@@ -181,11 +209,12 @@ class ModelView:
 
         The forward ends once the last of the modules was reached.
         """
+        ids = self.pad(rows)
         seen: dict[int, Tensor] = {}
 
         def record(key: int) -> Any:
             def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-                seen[key] = args[0].float()
+                seen[key] = args[0].float().view(*ids.shape, -1)  # OPT's MLP sees rows alone
                 if len(seen) == len(paths):
                     raise _Stop
 
@@ -195,24 +224,28 @@ class ModelView:
             for key, path in paths.items():
                 hooks.callback(self.module(path).register_forward_pre_hook(record(key)).remove)
             hooks.enter_context(suppress(_Stop))
-            self.hidden(self.pad(rows))
+            self.hidden(ids)
         return seen
 
     @torch.no_grad()
     def tail(self, layer: int, ids: Tensor) -> Tail:
-        """Run ids once and keep what is needed to run the layers above ``layer`` again."""
+        """Run ids once and keep what is needed to run on from the MLP's output of ``layer``."""
+        out: list[Tensor] = []
         calls: list[_Call] = []
-        above = [*self.layers[layer + 1 :], self.module(self.paths.norm)]
-        handles = [
-            module.register_forward_pre_hook(_recording(calls), with_kwargs=True)
-            for module in above
-        ]
-        try:
+        modules = dict(self.model.named_modules())
+        after = [*self.layers[layer + 1 :], *(modules.get(path) for path in self.paths.last)]
+        post_norm = None
+        if self.paths.post_norm:
+            post_norm = modules[f"{self.paths.layers}.{layer}.{self.paths.post_norm}"]
+        with ExitStack() as hooks:
+            hook = self.layers[layer].register_forward_hook(_keeping(out))
+            hooks.callback(hook.remove)
+            for module in filter(None, [post_norm, *after]):
+                hook = module.register_forward_pre_hook(_recording(calls), with_kwargs=True)
+                hooks.callback(hook.remove)
             self.hidden(ids)
-        finally:
-            for handle in handles:
-                handle.remove()
-        return Tail(calls[0].hidden, tuple(calls))
+        normed = None if post_norm is None else calls.pop(0)
+        return Tail(out[0], normed, tuple(calls))
 
 
 @dataclass(frozen=True)
@@ -222,23 +255,31 @@ class _Call:
     rest: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
+    def run(self, hidden: Tensor) -> Tensor:
+        return _hidden(self.module(hidden, *self.rest, **self.kwargs))
+
 
 @dataclass(frozen=True)
 class Tail:
-    """The layers above a layer, with the arguments of one batch, to be run again and again.
+    """What follows a layer's MLP, with the arguments of one batch, to be run again and again.
 
-    ``hidden`` [n, T, hidden] is what came out of the layer. Exact, since what is below does not
-    depend on what is changed above it.
+    Exact, since what is below does not depend on what is changed above it. ``hidden``
+    [n, T, hidden] is what came out of the layer.
     """
 
     hidden: Tensor
+    post_norm: _Call | None
     calls: tuple[_Call, ...]
 
-    def run(self, hidden: Tensor) -> Tensor:
-        """Other hidden states out of the layer -> last hidden states after the final norm."""
+    def run(self, change: Tensor) -> Tensor:
+        """A change [n, T, hidden] of the MLP's output -> what the lm_head is given."""
+        change = change.to(self.hidden.dtype)
+        if self.post_norm is not None:
+            before = self.post_norm.hidden.view_as(change)
+            change = self.post_norm.run(before + change) - self.post_norm.run(before)
+        hidden = self.hidden + change
         for call in self.calls:
-            out = call.module(hidden, *call.rest, **call.kwargs)
-            hidden = out[0] if isinstance(out, tuple) else out
+            hidden = call.run(hidden)
         return hidden
 
 
@@ -247,10 +288,21 @@ class _Stop(Exception):
 
 
 def _adding(effect: Effect, device: torch.device) -> Any:
-    moved = Effect(**{name: part.to(device) for name, part in effect.parts().items()})
+    moved = effect.map(lambda part: part.to(device))
 
     def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return moved.apply(args[0], output)
+
+    return hook
+
+
+def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _keeping(out: list[Tensor]) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        out.append(_hidden(output))
 
     return hook
 

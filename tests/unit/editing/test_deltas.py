@@ -1,57 +1,144 @@
 """Effects compose as the algebra says, and a delta's file holds them exactly."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editing.deltas import Delta, Effect, compose
+from editing.deltas import Delta, Effect, Gate, Sparse, compose
 
 IN, OUT = 6, 5
 
 
 @st.composite
-def effects(draw: st.DrawFn) -> Effect:
+def effects(draw: st.DrawFn, *, replacing: bool = True) -> Effect:
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
 
     def tensor(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
 
-    rank = draw(st.integers(0, 4))
+    def gate(activation: str) -> Gate:
+        count = draw(st.integers(1, 3))
+        shared = torch.Generator().manual_seed(draw(st.integers(0, 1)))  # so that some are equal
+        weight = torch.randn(IN, generator=shared) if draw(st.booleans()) else None
+        offset = torch.randn(IN, generator=shared) if draw(st.booleans()) else None
+        parts = tensor(count, IN), 2 * tensor(count), tensor(count, OUT), weight, offset
+        return Gate(*parts, activation, draw(st.booleans()))
+
+    rank, D = draw(st.integers(0, 4)), draw(st.sampled_from(["none", "dense", "sparse"]))
+    mask = torch.rand(OUT, IN, generator=generator) < draw(st.sampled_from([0, 0.1, 0.3]))
+    gates = [gate("relu") for _ in range(draw(st.integers(0, 2)))]
+    if replacing and draw(st.booleans()):
+        gates.append(gate("nearest"))
     return Effect(
         scale=tensor(OUT) if draw(st.booleans()) else None,
         shift=tensor(OUT) if draw(st.booleans()) else None,
         A=tensor(rank, IN) if rank else None,
         B=tensor(OUT, rank) if rank else None,
-        dense=tensor(OUT, IN) if draw(st.booleans()) else None,
+        dense=tensor(OUT, IN) if D == "dense" else None,
+        sparse=Sparse.of(tensor(OUT, IN) * mask) if D == "sparse" else None,
+        gates=tuple(gates),
     )
 
 
-def applied_one_by_one(stack: list[Effect], W: Tensor, x: Tensor) -> Tensor:
-    """The oracle: each effect acts on the module that the ones before it made."""
-    weight, bias = W.double(), torch.zeros(OUT, dtype=torch.float64)
+def gated(gate: Gate, x: Tensor, y: Tensor) -> Tensor:
+    """A gate row by row and key by key."""
+    out = y.clone()
+    for row in range(len(x)):
+        u = x[row] * (1 if gate.weight is None else gate.weight)
+        u = u + (0 if gate.offset is None else gate.offset)
+        u = u / u.norm() if gate.normalise else u
+        distances = [float((u - key).norm()) for key in gate.keys]
+        nearest = min(range(len(distances)), key=distances.__getitem__)
+        if not gate.replaces:
+            for key, bias, value in zip(gate.keys, gate.bias, gate.values, strict=True):
+                out[row] += max(0.0, float(u @ key.to(u.dtype) + bias)) * value
+        elif distances[nearest] <= gate.bias[nearest]:
+            out[row] = gate.values[nearest]
+    return out
+
+
+def applied_one_by_one(stack: list[Effect], y: Tensor, x: Tensor) -> Tensor:
+    """The oracle: each effect acts on the output of the module that those before it made."""
+    y, x = y.double(), x.double()
     for effect in stack:
-        if effect.scale is not None:
-            weight, bias = effect.scale[:, None] * weight, effect.scale * bias
-        if effect.shift is not None:
-            bias = bias + effect.shift
+        y = y if effect.scale is None else effect.scale * y
+        y = y if effect.shift is None else y + effect.shift
         if effect.A is not None and effect.B is not None:
-            weight = weight + effect.B.double() @ effect.A.double()
-        if effect.dense is not None:
-            weight = weight + effect.dense
-    return (x.double() @ weight.T + bias).float()
+            y = y + x @ (effect.B.double() @ effect.A.double()).T
+        y = y if effect.dense is None else y + x @ effect.dense.double().T
+        y = y if effect.sparse is None else y + x @ effect.sparse.dense().double().T
+        for gate in effect.gates:
+            y = gated(gate, x, y)
+    return y.float()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(st.lists(effects(), min_size=1, max_size=4), st.integers(0, 1000))
 def test_a_composed_stack_computes_what_its_effects_do_one_by_one(
     stack: list[Effect], seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    W, x = torch.randn(OUT, IN, generator=generator), torch.randn(3, IN, generator=generator)
+    x, y = torch.randn(3, IN, generator=generator), torch.randn(3, OUT, generator=generator)
     composed = compose({"m": effect} for effect in stack)["m"]
-    expected = applied_one_by_one(stack, W, x)
-    torch.testing.assert_close(composed.apply(x, x @ W.T), expected, rtol=1e-3, atol=1e-3)
+    expected = applied_one_by_one(stack, y, x)
+    torch.testing.assert_close(composed.apply(x, y), expected, rtol=1e-3, atol=1e-3)
+    replacing = sum(effect.replaces for effect in stack)
+    assert len(list(composed.links())) in (replacing, replacing + 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(effects(replacing=False), st.lists(st.integers(0, IN - 1), min_size=1, max_size=5))
+def test_ids_stand_for_one_hot_rows(effect: Effect, ids: list[int]) -> None:
+    """An embedding's effect; gates look at numbers, and have no place there."""
+    effect = Effect(effect.scale, effect.shift, effect.A, effect.B, effect.dense, effect.sparse)
+    chosen, y = torch.tensor([ids]), torch.randn(1, len(ids), OUT)
+    expected = effect.apply(torch.nn.functional.one_hot(chosen, IN).float(), y)
+    torch.testing.assert_close(effect.apply(chosen, y), expected)
+
+
+def test_the_sum_is_rounded_once() -> None:
+    """Parts that cancel leave nothing behind in a base of few digits."""
+    x, y = torch.ones(1, IN).bfloat16(), torch.full((1, OUT), 0.5).bfloat16()
+    big = torch.full((OUT, IN), 1000.0)
+    effect = Effect(shift=torch.full((OUT,), 0.25), dense=big, A=-big[:1], B=torch.ones(OUT, 1))
+    assert torch.equal(effect.apply(x, y), torch.full((1, OUT), 0.75).bfloat16())
+
+
+def test_what_is_sparse_stays_so_while_that_is_smaller() -> None:
+    first, second = torch.zeros(2, 20, 30)
+    first[3, 4], second[3, 4], second[5, 6] = 1.0, 2.0, 3.0
+    few = compose([{"m": Effect(sparse=Sparse.of(D))} for D in (first, second)])["m"]
+    assert few.sparse is not None
+    assert few.sparse.values.numel() == 2
+    assert torch.equal(few.sparse.dense(), first + second)
+    half = torch.ones(20, 30) * (torch.arange(30) < 15)
+    many = compose([{"m": Effect(sparse=Sparse.of(half))}] * 2)["m"]
+    assert many.sparse is None
+    assert many.dense is not None
+    assert torch.equal(many.dense, 2 * half)
+
+
+def test_gates_of_one_form_become_one() -> None:
+    keys, bias, values = torch.randn(2, IN), torch.randn(2), torch.randn(2, OUT)
+    plain, normalised = Gate(keys, bias, values), Gate(keys, bias, values, normalise=True)
+    book = Gate(keys, bias, values, activation="nearest")
+    stack = [{"m": Effect(gates=(gate,))} for gate in (plain, normalised, plain, book, plain)]
+    first, rest = compose(stack)["m"].links()
+    assert [len(gate.keys) for gate in first.gates] == [4, 2, 2]
+    assert [len(gate.keys) for gate in rest.gates] == [2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_codebook_answers_within_its_radius(count: int) -> None:
+    """GRACE: the nearest key's value, where it is near enough; the output as it was elsewhere."""
+    keys = torch.eye(IN)[:count]
+    values = torch.arange(1.0, count + 1)[:, None].expand(count, OUT)
+    book = Effect(gates=(Gate(keys, torch.full((count,), 0.5), values, activation="nearest"),))
+    x = torch.cat([keys * 1.4, keys * 1.6])
+    out = book.apply(x, torch.zeros(2 * count, OUT))
+    assert torch.equal(out, torch.cat([values, torch.zeros(count, OUT)]))
 
 
 def test_a_rank_that_no_longer_saves_turns_dense() -> None:
@@ -64,7 +151,7 @@ def test_a_rank_that_no_longer_saves_turns_dense() -> None:
     assert torch.equal(three.dense, torch.full((OUT, IN), 3.0))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=80)
 @given(effects(), st.booleans())
 def test_a_file_holds_a_delta_exactly(effect: Effect, with_state: bool) -> None:
     state = {"keys": torch.arange(6.0).reshape(2, 3)} if with_state else {}
@@ -76,6 +163,18 @@ def test_a_file_holds_a_delta_exactly(effect: Effect, with_state: bool) -> None:
     assert (read.base_digest, read.method) == (delta.base_digest, delta.method)
     assert read.to_bytes() == data
     for module, one in delta.effects.items():
+        kept = read.effects[module]
+        assert kept.parts().keys() == one.parts().keys()
         for part, tensor in one.parts().items():
-            assert torch.equal(read.effects[module].parts()[part], tensor)
+            assert torch.equal(kept.parts()[part], tensor)
+        forms = [(gate.activation, gate.normalise) for gate in kept.gates]
+        assert forms == [(gate.activation, gate.normalise) for gate in one.gates]
+        assert kept.sparse is None or (one.sparse and kept.sparse.shape == one.sparse.shape)
     assert all(torch.equal(read.state[name], tensor) for name, tensor in state.items())
+
+
+def test_one_step_does_not_go_on_after_it_replaced() -> None:
+    book = Gate(torch.ones(1, IN), torch.ones(1), torch.ones(1, OUT), activation="nearest")
+    composed = compose([{"m": Effect(gates=(book,))}, {"m": Effect(shift=torch.ones(OUT))}])
+    with pytest.raises(ValueError, match="'m': its effect goes on"):
+        Delta(composed, "b" * 64, "grace").to_bytes()

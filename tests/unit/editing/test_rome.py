@@ -17,7 +17,7 @@ from editing.models.loading import weights_digest
 from editing.statistics import Resources, prepare
 from registry.errors import InvalidRequest, JobFailed
 from registry.manifests import EditRequest, Fact, Progress
-from tests.unit.editing.conftest import FFN, HIDDEN, small_view
+from tests.unit.editing.conftest import FFN, HIDDEN
 
 FRANCE = EditRequest(
     prompt="The capital of {} is",
@@ -74,24 +74,22 @@ def test_the_mean_key_is_the_subjects_last_token(atlas: ModelView) -> None:
     assert_close(mean_key(atlas, 1, prompts, "Burkina Faso"), expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_the_objective_is_the_edited_models_loss(family: str, atlas: ModelView) -> None:
-    view = small_view(family, atlas)
+def test_the_objective_is_the_edited_models_loss(small: ModelView) -> None:
     source = torch.Generator().manual_seed(0)
     a, delta = torch.randn(FFN, generator=source), torch.randn(HIDDEN, generator=source)
-    prompt, target = view.continuation(FRANCE.rewrite_prompt, "Rome")
+    prompt, target = small.continuation(FRANCE.rewrite_prompt, "Rome")
     ids = [*prompt, *target]
     said = Text(ids, range(len(prompt) - 1, len(ids) - 1))
-    kept = Text(view.encode("France lies in Europe."), range(1, 5))
-    objective = Objective(view, 1, a, [said], [kept], [])
+    kept = Text(small.encode("France lies in Europe."), range(1, 5))
+    objective = Objective(small, 1, a, [said], [kept], [])
 
     def log_probabilities(text: Text) -> torch.Tensor:
-        hidden = view.hidden(view.pad([text.ids]))[0, list(text.positions)]
-        return view.logits(hidden).log_softmax(-1)
+        hidden = small.hidden(small.pad([text.ids]))[0, list(text.positions)]
+        return small.logits(hidden).log_softmax(-1)
 
     with torch.no_grad():
         before = log_probabilities(kept)
-        with view.with_effects({view.down_proj(1): Effect(A=a[None], B=delta[:, None])}):
+        with small.with_effects({small.down_proj(1): Effect(A=a[None], B=delta[:, None])}):
             after, spoken = log_probabilities(kept), log_probabilities(said)
         nll, kl = objective.nll(delta), objective.kl(delta, 0)
     expected = -spoken[torch.arange(len(target)), torch.tensor(target)]

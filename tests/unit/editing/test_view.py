@@ -37,7 +37,7 @@ def test_weight_and_inputs_belong_together(small: ModelView) -> None:
     bias = getattr(small.module(path), "bias", None)
     expected = k @ weight.T + (0 if bias is None else bias)
     assert weight.shape == (HIDDEN, FFN)
-    assert_close(outputs[-1], expected, rtol=1e-4, atol=1e-4)
+    assert_close(outputs[-1].view_as(expected), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_effect_is_a_change_of_the_weight(small: ModelView) -> None:
@@ -76,8 +76,9 @@ def test_the_layers_above_run_again_exactly(small: ModelView, layer: int) -> Non
     tail = small.tail(layer, ids)
     k = small.inputs({0: path}, [small.encode(text) for text in TEXTS])[0]
     with torch.no_grad():
-        assert_close(tail.run(tail.hidden), small.hidden(ids), rtol=1e-5, atol=1e-5)
-        again = tail.run(tail.hidden + (k @ effect.A[0])[..., None] * effect.B[:, 0])
+        unchanged = torch.zeros(*ids.shape, HIDDEN)
+        assert_close(tail.run(unchanged), small.hidden(ids), rtol=1e-5, atol=1e-5)
+        again = tail.run((k @ effect.A[0])[..., None] * effect.B[:, 0])
         with small.with_effects({path: effect}):
             assert_close(again, small.hidden(ids), rtol=1e-3, atol=1e-3)
 
