@@ -21,6 +21,7 @@ from registry.errors import ErrataError
 from registry.settings import Settings
 from serving.lane import Lane
 from serving.loading import load_lane
+from serving.memory import keep_freed_memory
 from serving.server import Server
 from serving.socket_file import SocketFile
 from serving.versions import Versions
@@ -62,7 +63,7 @@ async def _serve(settings: Settings, path: Path, parent: int | None) -> None:
         await asyncio.wait([loading, *stopping], return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             return
-        server = Server(loading.result(), Versions(ArtifactStore(settings.artifact_folder)))
+        server = Server(loading.result(), _versions(settings, loading.result()))
         running = loop.run_in_executor(stepping, server.engine.run)
         try:
             file.publish()
@@ -81,7 +82,17 @@ async def _serve(settings: Settings, path: Path, parent: int | None) -> None:
 def _load(settings: Settings) -> list[Lane]:
     """Load every base, in the thread that will step them."""
     torch.set_num_threads(settings.engine_threads)
+    keep_freed_memory()
     return [load_lane(base, settings) for base in find_bases(settings.bases).values()]
+
+
+def _versions(settings: Settings, lanes: list[Lane]) -> Versions:
+    on_cpu = all(lane.runner.model.device.type == "cpu" for lane in lanes)
+    return Versions(
+        ArtifactStore(settings.artifact_folder),
+        settings.resident_bytes,
+        host_bytes=0 if on_cpu else settings.host_bytes,
+    )
 
 
 async def _parted(parent: int | None) -> None:

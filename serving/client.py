@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from registry.errors import Unavailable
+from registry.errors import DeadlineExceeded, Unavailable
 from serving.frames import FrameError, encode_frame, read_frame
-from serving.protocol import EngineStatus, GenerateRequest, Piece, error_from_json
+from serving.protocol import EngineStatus, GenerateRequest, Piece, VersionRef, error_from_json
+
+#: The answers to one caller's requests.
+_Inbox = asyncio.Queue[dict[str, Any] | None]
+#: Comes into an inbox when its time is up.
+_LATE: dict[str, Any] = {}
 
 
 class EngineClient:
@@ -36,20 +42,55 @@ class EngineClient:
             Unavailable: no engine answers, or it stopped during this request.
             ErrataError: whatever the engine refused the request with.
         """
-        connection = await self._connected()
-        number, inbox = connection.open({"op": "generate", **request.to_json()})
-        finished = False
-        try:
-            while not finished:
-                body = await inbox.get()
-                if body is None or "error" in body:
-                    finished = True
-                    raise self._lost() if body is None else error_from_json(body["error"])
-                piece = Piece.from_json(body)
-                finished = piece.finish_reason is not None
+        async with aclosing(self.generate_all([request])) as pieces:
+            async for _, piece in pieces:
                 yield piece
+
+    async def generate_all(
+        self, requests: Sequence[GenerateRequest], *, seconds: float | None = None
+    ) -> AsyncGenerator[tuple[int, Piece], None]:
+        """The pieces of several completions as they come, each with its request's index.
+
+        Leaving early ends what still runs, as does one request's error. All must be whole within
+        ``seconds``, the time that they wait in the queue included.
+
+        Raises:
+            DeadlineExceeded: they are not; and what ``generate`` raises.
+        """
+        loop = asyncio.get_running_loop()
+        inbox = _Inbox()
+        timer = None if seconds is None else loop.call_later(seconds, inbox.put_nowait, _LATE)
+        running: dict[int, int] = {}
+        try:
+            connection = await self._connected()
+            for index, request in enumerate(requests):
+                number = connection.open({"op": "generate", **request.to_json()}, inbox)
+                running[number] = index
+            while running:
+                body = await inbox.get()
+                if body is None:
+                    running.clear()
+                    raise self._lost()
+                if body is _LATE:
+                    raise DeadlineExceeded(
+                        f"the answer was not whole within {seconds:g} s (timeout): ask for fewer"
+                        " tokens, allow more time, or try again when there is less to do"
+                    )
+                if "error" in body:
+                    connection.close_request(body["id"], cancel=False)
+                    del running[body["id"]]
+                    raise error_from_json(body["error"])
+                piece = Piece.from_json(body)
+                index = running[body["id"]]
+                if piece.finish_reason is not None:
+                    connection.close_request(body["id"], cancel=False)
+                    del running[body["id"]]
+                yield index, piece
         finally:
-            connection.close_request(number, cancel=not finished)
+            if timer is not None:
+                timer.cancel()
+            for number in running:
+                connection.close_request(number, cancel=True)
 
     async def status(self) -> EngineStatus:
         """What the engine holds now.
@@ -57,21 +98,38 @@ class EngineClient:
         Raises:
             Unavailable: no engine answers.
         """
-        connection = await self._connected()
-        number, inbox = connection.open({"op": "status"})
-        try:
-            body = await inbox.get()
-        finally:
-            connection.close_request(number, cancel=False)
-        if body is None:
-            raise self._lost()
+        body = await self._ask({"op": "status"})
         return EngineStatus.from_json(body["status"])
+
+    async def warm(self, version: VersionRef) -> None:
+        """Have the engine load a version, so that its first request need not wait for that.
+
+        Raises:
+            VersionUnavailable: the engine cannot load it.
+            Unavailable: no engine answers.
+        """
+        await self._ask({"op": "warm", "version": asdict(version)})
 
     async def close(self) -> None:
         """End the connection, and with it every request on it."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def _ask(self, order: Mapping[str, Any]) -> dict[str, Any]:
+        """The one answer to an order."""
+        connection = await self._connected()
+        inbox = _Inbox()
+        number = connection.open(order, inbox)
+        try:
+            body = await inbox.get()
+        finally:
+            connection.close_request(number, cancel=False)
+        if body is None:
+            raise self._lost()
+        if "error" in body:
+            raise error_from_json(body["error"])
+        return body
 
     async def _connected(self) -> _Connection:
         deadline = asyncio.get_running_loop().time() + self._wait
@@ -104,20 +162,19 @@ class _Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.lost = False
         self._writer = writer
-        self._inboxes: dict[int, asyncio.Queue[dict[str, Any] | None]] = {}
+        self._inboxes: dict[int, _Inbox] = {}
         self._last = 0
         self._task = asyncio.create_task(self._read(reader))
 
-    def open(self, body: Mapping[str, Any]) -> tuple[int, asyncio.Queue[dict[str, Any] | None]]:
-        """Send a request; its number, and the inbox that gets its answers (None: lost)."""
+    def open(self, body: Mapping[str, Any], inbox: _Inbox) -> int:
+        """Send a request; its number. The inbox gets its answers (None: the engine is lost)."""
         self._last += 1
-        inbox: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self._inboxes[self._last] = inbox
         if self.lost:
             inbox.put_nowait(None)
         else:
             self._writer.write(encode_frame({**body, "id": self._last}))
-        return self._last, inbox
+        return self._last
 
     def close_request(self, number: int, *, cancel: bool) -> None:
         self._inboxes.pop(number, None)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from registry.bases import Base
 from registry.errors import ErrataError
+from serving.blocks import BLOCK
+from serving.guides import Guides
 from serving.plan import Segment, StepPlan
 from serving.prompts import PromptReader
 from serving.protocol import BaseStatus, Piece
 from serving.runner import Runner
-from serving.sampling import choose
+from serving.sampling import Choice, choose
 from serving.scheduler import Scheduler
 from serving.stream import Stream
 from serving.text import Decoder
@@ -46,6 +49,7 @@ class Lane:
         prompts: PromptReader,
         decoder: Decoder,
         eos: frozenset[int],
+        guides: Guides,
         *,
         batch_invariant: bool,
     ) -> None:
@@ -55,9 +59,11 @@ class Lane:
         self.prompts = prompts
         self.decoder = decoder
         self.eos = eos
+        self.guides = guides
         self.batch_invariant = batch_invariant
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.cached_tokens = 0  # of the prompts', those that the prefix cache had
         self._streams: dict[Hashable, Stream] = {}
 
     def __len__(self) -> int:
@@ -98,62 +104,94 @@ class Lane:
             running=self.scheduler.running,
             waiting=self.scheduler.waiting,
             kv_tokens=self.scheduler.limits.kv_tokens,
-            kv_used=self.scheduler.spans.used,
+            kv_used=self.scheduler.blocks.held * BLOCK,
+            kv_cached=self.scheduler.blocks.cached * BLOCK,
+            preempted=self.scheduler.preempted,
         )
 
     def _run(self, plan: StepPlan) -> list[Output]:
         """The outputs of a plan; when it fails, of each version's part of it."""
         try:
-            logits, tokens = self._compute(plan)
+            choices = self._compute(plan)
         except Exception as error:
-            parts = plan.by_version()
+            parts = self._parts(plan)
             if len(parts) > 1:
                 return [output for part in parts for output in self._run(part)]
             logger.exception("base %s: a step failed", self.base.name)
             return self._failed([segment.key for segment in plan.segments], error)
         for segment in plan.segments:
-            if not segment.samples:
-                self.scheduler.advance(segment)
-        return [
-            self._advance(segment, token, row)
-            for segment, token, row in zip(plan.sampling, tokens, logits, strict=True)
-        ]
+            self.scheduler.advance(segment)
+        return [self._advance(stream, choice) for stream, choice in choices]
 
-    def _compute(self, plan: StepPlan) -> tuple[Tensor, list[int | None]]:
-        """The logits [n, vocabulary] after each sampling segment, and the tokens chosen there."""
-        streams = self._streams
-        effects = {segment.version: streams[segment.key].effects for segment in plan.segments}
+    def _compute(self, plan: StepPlan) -> list[tuple[Stream, Choice | None]]:
+        """The streams whose next token the plan leads to, and what is chosen there."""
+        streams = [self._streams[segment.key] for segment in plan.segments]
+        effects = {
+            segment.version: stream.effects[segment.voice]
+            for segment, stream in zip(plan.segments, streams, strict=True)
+        }
         logits = self.runner.logits(plan, effects)
-        return logits, choose(logits, [streams[segment.key].sampler for segment in plan.sampling])
+        rows: dict[Stream, dict[int, int]] = {}  # by stream and voice, the row of logits
+        row = 0
+        for segment, stream in zip(plan.segments, streams, strict=True):
+            if stream.sequence.wants_prompt_logits and segment.voice == 0 and segment.outputs:
+                stream.prompt_logits(segment.position, logits[row : row + segment.outputs])
+            row += segment.outputs
+            if segment.end == stream.sequence.known:
+                rows.setdefault(stream, {})[segment.voice] = row - 1
+        if not rows:
+            return []
+        if len(rows) < len(logits):
+            logits = self._combined(logits, rows)
+        samplers = [stream.sampler for stream in rows]
+        return list(zip(rows, choose(logits, samplers), strict=True))
 
-    def _advance(self, segment: Segment, token: int | None, logits: Tensor) -> Output:
-        if token is None:
-            return self._end(
-                segment.key,
-                ErrataError(
-                    "the version's logits are not finite for this prompt; a delta of its stack is"
-                    " too large",
-                    code="not_finite",
-                ),
-            )
-        stream = self._streams[segment.key]
-        if not stream.sequence.is_decoding:
+    @torch.inference_mode()
+    def _combined(self, logits: Tensor, rows: Mapping[Stream, Mapping[int, int]]) -> Tensor:
+        """One row of logits a stream, of all its voices' rows."""
+        combined = logits[[voices[0] for voices in rows.values()]]
+        for place, (stream, voices) in enumerate(rows.items()):
+            if len(voices) > 1:
+                combined[place] = stream.combine(logits[[voices[v] for v in sorted(voices)]])
+        return combined
+
+    def _parts(self, plan: StepPlan) -> list[StepPlan]:
+        """The same work as one plan for each set of versions that stand or fall together."""
+        parts: dict[tuple[str, ...], list[Segment]] = {}
+        for segment in plan.segments:
+            versions = self._streams[segment.key].sequence.versions
+            parts.setdefault(versions, []).append(segment)
+        return [StepPlan(tuple(segments)) for segments in parts.values()]
+
+    def _advance(self, stream: Stream, choice: Choice | None) -> Output:
+        if choice is None:
+            return self._end(stream.key, stream.failure())
+        if not stream.sequence.completion:
             self.prompt_tokens += len(stream.sequence.prompt)
-        self.scheduler.advance(segment, token)
-        piece = stream.take(token, logits)
+            self.cached_tokens += stream.sequence.cached
+        self.scheduler.append(stream.key, choice.token)
+        try:
+            piece = stream.take(choice)
+        except Exception as error:  # a tokenizer or a grammar: this stream's own
+            logger.exception("base %s: a token could not be taken", self.base.name)
+            return self._end(stream.key, _failure(error))
         self.completion_tokens += len(piece.tokens)
         if piece.finish_reason is not None:
-            self._end(segment.key)
-        return Output(segment.key, piece)
+            self._end(stream.key)
+        return Output(stream.key, piece)
 
     def _failed(self, keys: list[Hashable], error: Exception) -> list[Output]:
-        failure = ErrataError(
-            f"the engine failed while it computed this request ({type(error).__name__}); others"
-            " are not affected"
-        )
+        failure = _failure(error)
         return [self._end(key, failure) for key in dict.fromkeys(keys) if key in self._streams]
 
     def _end(self, key: Hashable, error: ErrataError | None = None) -> Output:
         self.scheduler.remove(key)
         del self._streams[key]
         return Output(key, error=error)
+
+
+def _failure(error: Exception) -> ErrataError:
+    return ErrataError(
+        f"the engine failed while it computed this request ({type(error).__name__}); others are"
+        " not affected"
+    )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,19 +13,26 @@ class Segment:
 
     Attributes:
         key: the sequence's.
-        version: stack digest of the sequence's version.
+        voice: which of the sequence's versions this is.
+        version: stack digest of that version.
         tokens: [n] token ids.
         position: of the first token in the sequence; the keys before it are in the pool.
-        slot: pool slot of the sequence's first token.
-        samples: whether a next token is chosen after the last one.
+        blocks: the pool's blocks that hold the sequence's keys and values, in order.
+        outputs: how many of the last tokens' logits are wanted.
     """
 
     key: Hashable
+    voice: int
     version: str
     tokens: tuple[int, ...]
     position: int
-    slot: int
-    samples: bool
+    blocks: tuple[int, ...]
+    outputs: int
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence that are in the pool after the step."""
+        return self.position + len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -40,11 +46,24 @@ class StepPlan:
         return sum(len(segment.tokens) for segment in self.segments)
 
     @cached_property
-    def sampling(self) -> tuple[Segment, ...]:
-        """The segments that ask for logits, in the order of the logits' rows."""
-        return tuple(segment for segment in self.segments if segment.samples)
+    def outputs(self) -> int:
+        return sum(segment.outputs for segment in self.segments)
 
-    def by_version(self) -> list[StepPlan]:
-        """The same work as one plan a version."""
-        groups = groupby(self.segments, key=lambda segment: segment.version)
-        return [StepPlan(tuple(group)) for _, group in groups]
+    @cached_property
+    def is_decode(self) -> bool:
+        """Whether every segment is one token whose logits are wanted."""
+        return all(len(s.tokens) == s.outputs == 1 for s in self.segments)
+
+    def ends(self) -> StepPlan:
+        """Only the rows whose logits are wanted."""
+        return StepPlan(
+            tuple(
+                replace(
+                    segment,
+                    tokens=segment.tokens[-segment.outputs :],
+                    position=segment.end - segment.outputs,
+                )
+                for segment in self.segments
+                if segment.outputs
+            )
+        )

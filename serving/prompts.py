@@ -43,7 +43,21 @@ class PromptReader:
                 " one token",
                 param=param,
             )
+        for token, _ in request.params.logit_bias:
+            if token >= self._vocab_size:
+                raise InvalidRequest(
+                    f"logit_bias names token {token}; ids go from 0 to {self._vocab_size - 1}",
+                    param="logit_bias",
+                )
         return tokens
+
+    def text(self, tokens: tuple[int, ...]) -> str:
+        """What tokens say, special ones left out."""
+        return str(
+            self._tokenizer.decode(
+                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            )
+        )
 
     def _checked(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
         for place, token in enumerate(tokens):

@@ -1,23 +1,34 @@
-"""The frozen dataclasses that travel between the engine and its clients, and their JSON.
+"""The values that travel between the engine and its clients, and their JSON.
 
-A client sends ``{"op": "generate" | "cancel" | "status", "id": n, …}``. The engine answers with one
-frame a step, ``{"pieces": [{"id": n, …}, …]}``; an entry that carries ``error`` ends its request.
+A client sends ``{"op": "generate" | "cancel" | "warm" | "status", "id": n, …}``. The engine answers
+with one frame a step, ``{"pieces": [{"id": n, …}, …]}``; an entry that carries ``error`` ends its
+request.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, fields
+from typing import Any, NamedTuple
 
 from registry import errors
 from registry.errors import ErrataError, InvalidRequest
 from registry.manifests import VersionManifest
 
-#: Most stop strings of a request, and the most alternatives reported for a token.
+#: Most stop strings of a request, the characters of each, and the most stop tokens.
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000
+MAX_STOP_TOKENS = 64
+#: Most alternatives reported for a token.
 MAX_LOGPROBS = 20
+#: Most tokens with a bias, and how far one goes either way.
+MAX_BIASES = 300
+MAX_BIAS = 100.0
+#: Most bytes of a grammar.
+MAX_GRAMMAR_BYTES = 64 * 1024
+#: Most completions of one HTTP request.
+MAX_CHOICES = 128
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,29 @@ class VersionRef:
     def of(cls, manifest: VersionManifest) -> VersionRef:
         return cls(manifest.id, manifest.base.name, manifest.stack, manifest.stack_digest)
 
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> VersionRef:
+        return cls(**{**body, "stack": tuple(body["stack"])})
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What a completion's text must match: a JSON schema, as JSON, or a regular expression.
+
+    Raises:
+        InvalidRequest: it is too long.
+    """
+
+    kind: str  # "json_schema" or "regex"
+    text: str
+
+    def __post_init__(self) -> None:
+        if (size := len(self.text.encode(errors="replace"))) > MAX_GRAMMAR_BYTES:
+            raise InvalidRequest(
+                f"the {self.kind} has {size} bytes; the most is {MAX_GRAMMAR_BYTES}",
+                param="response_format",
+            )
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -47,6 +81,15 @@ class SamplingParams:
         seed: makes sampling reproducible, whatever else is in the batch.
         logprobs: report each token's log-probability and this many alternatives'.
         ignore_eos: go on past an end-of-sequence token.
+        min_p: sample from tokens at least this likely relative to the most likely one.
+        repetition_penalty: divides the positive logits of tokens in prompt and completion, and
+            multiplies the negative ones (CTRL, Keskar et al. 2019).
+        presence_penalty: taken off the logits of tokens in the completion, once.
+        frequency_penalty: taken off as many times as the token is in the completion.
+        logit_bias: (token id, what is added to its logit).
+        stop_token_ids: tokens that end the completion as an end of sequence does.
+        min_tokens: the completion does not end by a token before it has so many.
+        grammar: what the text must match.
 
     Raises:
         InvalidRequest: a value is out of its range; ``param`` names it.
@@ -60,22 +103,71 @@ class SamplingParams:
     seed: int | None = None
     logprobs: int | None = None
     ignore_eos: bool = False
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens is not None and self.max_tokens < 1:
-            _refuse("max_tokens", self.max_tokens, "at least 1")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            _refuse("max_tokens", self.max_tokens, "at least 0")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             _refuse("temperature", self.temperature, "a finite number, at least 0")
         if not 0 < self.top_p <= 1:
             _refuse("top_p", self.top_p, "above 0 and at most 1")
         if self.top_k < 0:
             _refuse("top_k", self.top_k, "at least 0")
-        if len(self.stop) > MAX_STOPS or not all(self.stop):
-            _refuse("stop", list(self.stop), f"at most {MAX_STOPS} strings that are not empty")
+        if not 0 <= self.min_p <= 1:
+            _refuse("min_p", self.min_p, "from 0 to 1")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            _refuse("repetition_penalty", self.repetition_penalty, "from 0.01 to 100")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                _refuse(name, getattr(self, name), "from -2 to 2")
+        self._check_ends()
+        if len(self.logit_bias) > MAX_BIASES:
+            _refuse("logit_bias", f"of {len(self.logit_bias)} tokens", f"of at most {MAX_BIASES}")
+        for token, bias in self.logit_bias:
+            if token < 0 or not -MAX_BIAS <= bias <= MAX_BIAS:
+                _refuse("logit_bias", {token: bias}, "token ids with numbers from -100 to 100")
         if self.seed is not None and not -(2**63) <= self.seed < 2**63:
             _refuse("seed", self.seed, "a 64-bit integer")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             _refuse("logprobs", self.logprobs, f"from 0 to {MAX_LOGPROBS}")
+
+    def _check_ends(self) -> None:
+        longest = max(map(len, self.stop), default=1)
+        if len(self.stop) > MAX_STOPS or not all(self.stop) or longest > MAX_STOP_CHARACTERS:
+            right = f"at most {MAX_STOPS} strings of 1 to {MAX_STOP_CHARACTERS} characters"
+            _refuse("stop", [stop[:50] for stop in self.stop], right)
+        ids = self.stop_token_ids
+        if len(ids) > MAX_STOP_TOKENS or any(token < 0 for token in ids):
+            _refuse("stop_token_ids", ids[:9], f"at most {MAX_STOP_TOKENS} token ids")
+        most = math.inf if self.max_tokens is None else self.max_tokens
+        if not 0 <= self.min_tokens <= most:
+            _refuse("min_tokens", self.min_tokens, "from 0 to max_tokens")
+        if self.grammar is not None and (self.min_tokens or self.ignore_eos):
+            raise InvalidRequest(
+                "a grammar decides where the text may end: leave out min_tokens and ignore_eos",
+                param="min_tokens" if self.min_tokens else "ignore_eos",
+            )
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> SamplingParams:
+        grammar = body["grammar"]
+        return cls(
+            **{
+                **body,
+                "stop": tuple(body["stop"]),
+                "logit_bias": tuple((token, bias) for token, bias in body["logit_bias"]),
+                "stop_token_ids": tuple(body["stop_token_ids"]),
+                "grammar": None if grammar is None else Grammar(**grammar),
+            }
+        )
 
 
 def _refuse(param: str, value: object, right: str) -> None:
@@ -83,14 +175,35 @@ def _refuse(param: str, value: object, right: str) -> None:
 
 
 @dataclass(frozen=True)
+class Proxy:
+    """Proxy decoding: logits + alpha (expert - anti-expert) (Liu et al. 2024, "Tuning language
+    models by proxy"); both stand on the request's base."""
+
+    expert: VersionRef
+    anti_expert: VersionRef
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and abs(self.alpha) <= 100):
+            _refuse("proxy.alpha", self.alpha, "from -100 to 100")
+
+
+@dataclass(frozen=True)
 class GenerateRequest:
-    """One completion of exactly one of ``prompt``, ``prompt_tokens`` and ``messages``."""
+    """One completion of exactly one of ``prompt``, ``prompt_tokens`` and ``messages``.
+
+    With ``echo`` the first piece begins with the prompt: its text and, where log-probabilities are
+    asked for, its tokens' (the first has none). Only then may ``max_tokens`` be 0.
+    """
 
     version: VersionRef
     params: SamplingParams = SamplingParams()
     prompt: str | None = None
     prompt_tokens: tuple[int, ...] | None = None
     messages: tuple[Mapping[str, Any], ...] | None = None
+    echo: bool = False
+    proxy: Proxy | None = None
+    tenant: str = ""  # who may share what is cached of the prompt
 
     def __post_init__(self) -> None:
         given = (self.prompt, self.prompt_tokens, self.messages)
@@ -98,20 +211,37 @@ class GenerateRequest:
             raise InvalidRequest(
                 "give exactly one of prompt, prompt_tokens and messages", param="prompt"
             )
+        if self.params.max_tokens == 0 and not self.echo:
+            _refuse("max_tokens", 0, "at least 1 (0 only with echo)")
+
+    @property
+    def versions(self) -> tuple[VersionRef, ...]:
+        """The voices computed in lock-step: the version's, then expert and anti-expert."""
+        if self.proxy is None:
+            return (self.version,)
+        return (self.version, self.proxy.expert, self.proxy.anti_expert)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> GenerateRequest:
-        version, params = body["version"], body["params"]
-        tokens, messages = body["prompt_tokens"], body["messages"]
+        tokens, messages, proxy = body["prompt_tokens"], body["messages"], body["proxy"]
         return cls(
-            version=VersionRef(**{**version, "stack": tuple(version["stack"])}),
-            params=SamplingParams(**{**params, "stop": tuple(params["stop"])}),
+            version=VersionRef.from_json(body["version"]),
+            params=SamplingParams.from_json(body["params"]),
             prompt=body["prompt"],
             prompt_tokens=None if tokens is None else tuple(tokens),
             messages=None if messages is None else tuple(messages),
+            echo=body["echo"],
+            proxy=None
+            if proxy is None
+            else Proxy(
+                VersionRef.from_json(proxy["expert"]),
+                VersionRef.from_json(proxy["anti_expert"]),
+                proxy["alpha"],
+            ),
+            tenant=body["tenant"],
         )
 
 
@@ -126,25 +256,29 @@ class TopLogprob:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token's log-probability (fp32, sent exactly) and its most likely alternatives.
+    """A token's log-probability (fp32, sent exactly) and the most likely tokens in its place.
 
-    Both are of the model's own distribution, before temperature, top_p and top_k.
+    Both are of the model's own distribution, before any processing. A prompt's first token has
+    none. ``offset``: the characters of the text before the token.
     """
 
     id: int
     text: str
-    logprob: float
+    logprob: float | None
     top: tuple[TopLogprob, ...] = ()
+    offset: int = 0
 
 
 @dataclass(frozen=True)
 class Usage:
+    """``cached_tokens``: of the prompt, those whose keys and values the prefix cache had."""
+
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """What one step added to a completion. The last piece has a reason and the usage.
 
     ``text`` may lag behind ``tokens``: half a character, or what may become a stop string, is held
@@ -166,13 +300,14 @@ class Piece:
                     entry.text,
                     entry.logprob,
                     [[t.id, t.text, t.logprob] for t in entry.top],
+                    entry.offset,
                 ]
                 for entry in self.logprobs
             ]
         if self.finish_reason is not None:
             body["finish_reason"] = self.finish_reason
         if self.usage is not None:
-            body["usage"] = [self.usage.prompt_tokens, self.usage.completion_tokens]
+            body["usage"] = astuple(self.usage)
         return body
 
     @classmethod
@@ -184,8 +319,8 @@ class Piece:
             logprobs=None
             if logprobs is None
             else tuple(
-                TokenLogprob(id, text, logprob, tuple(TopLogprob(*entry) for entry in top))
-                for id, text, logprob, top in logprobs
+                TokenLogprob(id, text, logprob, tuple(TopLogprob(*entry) for entry in top), offset)
+                for id, text, logprob, top, offset in logprobs
             ),
             finish_reason=body.get("finish_reason"),
             usage=None if usage is None else Usage(*usage),
@@ -209,6 +344,8 @@ class BaseStatus:
     waiting: int
     kv_tokens: int
     kv_used: int
+    kv_cached: int
+    preempted: int
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Which sequences a step computes. Plain Python: no torch, no clock, no thread.
 
-First come, first served. A step takes the next token of every running sequence, then chunks of
-prompts, oldest first, while the token budget lasts. Prompts are cut at multiples of the chunk
-whatever else runs, so that a sequence's bits do not depend on the load.
+First come, first served. A step takes the next token of every running sequence and as much of the
+prompts, oldest first, as the token budget leaves. Blocks of the pool are taken as tokens come; when
+none is left, the youngest sequence gives up its own and is computed again later.
 """
 
 from __future__ import annotations
@@ -10,63 +10,105 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from math import lcm
 
 from registry.errors import InvalidRequest, TooManyRequests
+from serving.blocks import BLOCK, BlockManager, Table, blocks_for
 from serving.plan import Segment, StepPlan
-from serving.spans import Span, SpanAllocator
 
-#: Tokens after which a prompt is cut.
+#: Tokens at whose multiples prompts are cut where bits must not depend on the load.
 CHUNK = 256
+#: Most rows of one segment whose logits are all wanted: they are as wide as the vocabulary.
+MOST_OUTPUTS = 256
+#: Most versions that compute one sequence.
+MOST_VOICES = 3
 
 
 @dataclass(frozen=True)
 class Limits:
     """What a scheduler may plan.
 
-    ``running`` and ``chunk`` are at most what leaves room, in every step, for one chunk beside all
-    running sequences.
+    Attributes:
+        grid: cut prompts at multiples of this many tokens only, whatever else runs, so that a
+            sequence's bits do not depend on the load; 1: anywhere.
     """
 
     max_running: int
     max_waiting: int
     step_tokens: int
-    kv_tokens: int
+    kv_blocks: int
     context_length: int
+    grid: int = 1
 
     @property
-    def chunk(self) -> int:
-        return min(CHUNK, max(1, self.step_tokens // 2))
+    def kv_tokens(self) -> int:
+        return self.kv_blocks * BLOCK
 
     @property
     def running(self) -> int:
-        return max(1, min(self.max_running, self.step_tokens - self.chunk))
+        """Most running voices, so that every step has room for a chunk of a prompt beside them."""
+        return max(1, min(self.max_running, self.step_tokens - MOST_VOICES * self.chunk))
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt that every step has room for, in all of its voices; whole blocks if
+        it can, for prefixes are shared where both end."""
+        room = min(max(self.grid, BLOCK), max(1, self.step_tokens // (2 * MOST_VOICES)))
+        return room - room % BLOCK or room
 
 
 @dataclass(eq=False)
 class Sequence:
-    """A prompt and what was chosen after it. The scheduler owns it from ``add`` to ``remove``."""
+    """A prompt and what was chosen after it. The scheduler owns it from ``add`` to ``remove``.
+
+    Attributes:
+        versions: stack digest of each version that computes it, in lock-step; mostly one.
+        wants_prompt_logits: the logits of every prompt token are wanted.
+        tenant: whose prefix it may share.
+    """
 
     key: Hashable
-    version: str
+    versions: tuple[str, ...]
     prompt: tuple[int, ...]
     max_tokens: int
+    wants_prompt_logits: bool = False
+    tenant: str = ""
     completion: list[int] = field(default_factory=list)
     computed: int = 0  # tokens whose keys and values are in the pool
-    span: Span | None = None
+    cached: int = 0  # tokens of the prompt that the prefix cache had
+    tables: tuple[Table, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.tables = tuple(Table((self.tenant, version)) for version in self.versions)
+
+    @property
+    def known(self) -> int:
+        """Tokens of prompt and completion."""
+        return len(self.prompt) + len(self.completion)
 
     @property
     def is_decoding(self) -> bool:
-        return self.computed >= len(self.prompt)
+        """Only its newest token is still to compute."""
+        return bool(self.completion) and self.computed == self.known - 1
+
+    def tokens(self, start: int, end: int) -> tuple[int, ...]:
+        size = len(self.prompt)
+        if end <= size:
+            return self.prompt[start:end]
+        chosen = tuple(self.completion[max(0, start - size) : end - size])
+        return self.prompt[start:] + chosen
 
 
 class Scheduler:
-    """Waiting and running sequences, and the slots of the pool they hold."""
+    """Waiting and running sequences, and the blocks of the pool they hold."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self.spans = SpanAllocator(limits.kv_tokens)
+        self.blocks = BlockManager(limits.kv_blocks)
+        self.preempted = 0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Hashable, Sequence] = {}  # in order of admission
+        self._beginning: dict[Hashable, Sequence] = {}  # by what a prompt that is computed begins
 
     @property
     def running(self) -> int:
@@ -86,7 +128,8 @@ class Scheduler:
             InvalidRequest: it can never fit.
             TooManyRequests: the queue is full.
         """
-        completion_limit(self.limits, len(sequence.prompt), sequence.max_tokens)
+        voices = len(sequence.versions)
+        completion_limit(self.limits, len(sequence.prompt), sequence.max_tokens, voices)
         if self.waiting >= self.limits.max_waiting:
             raise TooManyRequests(
                 f"{self.waiting} requests wait already, the most allowed; try again later",
@@ -95,11 +138,10 @@ class Scheduler:
         self._waiting.append(sequence)
 
     def remove(self, key: Hashable) -> Sequence | None:
-        """Forget a sequence, finished or not, and free its slots at once."""
+        """Forget a sequence, finished or not, and free its blocks at once."""
         sequence = self._running.pop(key, None)
         if sequence is not None:
-            if sequence.span is not None:
-                self.spans.free(sequence.span)
+            self._release(sequence)
             return sequence
         for waiting in self._waiting:
             if waiting.key == key:
@@ -110,64 +152,153 @@ class Scheduler:
     def plan(self) -> StepPlan | None:
         """The next step; None when there is nothing to do."""
         self._admit()
-        if not self._running:
-            return None
-        budget = self.limits.step_tokens
+        running = list(self._running.values())
+        budget = self.limits.step_tokens - sum(
+            len(sequence.versions) for sequence in running if sequence.is_decoding
+        )
         segments: list[Segment] = []
-        prefilling: list[Sequence] = []
-        for sequence in self._running.values():
-            if sequence.is_decoding:
-                segments.append(_decode(sequence))
-                budget -= 1
-            else:
-                prefilling.append(sequence)
-        for sequence in prefilling:
-            chunks = self._chunks(sequence, budget)
-            segments += chunks
-            budget -= sum(len(chunk.tokens) for chunk in chunks)
+        for sequence in running:
+            voices = len(sequence.versions)
+            ends = [sequence.known] if sequence.is_decoding else self._cuts(sequence, budget)
+            if sequence.key not in self._running or not ends or not self._hold(sequence, ends[-1]):
+                continue
+            if not sequence.is_decoding:
+                budget -= voices * (ends[-1] - sequence.computed)
+            segments += _segments(sequence, ends)
+        if not segments:
+            return None
         segments.sort(key=lambda segment: segment.version)  # stable: oldest first in a version
         return StepPlan(tuple(segments))
 
-    def advance(self, segment: Segment, token: int | None = None) -> None:
-        """A segment was computed: its keys and values are in the pool, ``token`` comes next."""
-        if (sequence := self._running.get(segment.key)) is not None:
-            sequence.computed = segment.position + len(segment.tokens)
-            if token is not None:
-                sequence.completion.append(token)
+    def append(self, key: Hashable, token: int) -> None:
+        """``token`` was chosen as a sequence's next."""
+        self._running[key].completion.append(token)
+
+    def advance(self, segment: Segment) -> None:
+        """A segment was computed, as were its sequence's other voices'."""
+        sequence = self._running.get(segment.key)
+        if sequence is None:
+            return
+        sequence.computed = max(sequence.computed, segment.end)
+        full = min(sequence.computed, self._shared_end(sequence)) // BLOCK
+        if full > sequence.tables[0].published:
+            tokens = sequence.tokens(0, full * BLOCK)
+            for table in sequence.tables:
+                self.blocks.publish(table, tokens)
+
+    # -- blocks -----------------------------------------------------------------------------------
 
     def _admit(self) -> None:
-        while self._waiting and len(self._running) < self.limits.running:
+        """Let waiting sequences run, in order, while there is room for their tokens.
+
+        A prompt that begins as one whose beginning is being computed waits for that: it can then
+        take over its blocks.
+        """
+        self._beginning = {
+            beginning: sequence
+            for sequence in self._running.values()
+            if sequence.computed < BLOCK and (beginning := _beginning(sequence)) is not None
+        }
+        voices = sum(len(sequence.versions) for sequence in self._running.values())
+        passed: list[Sequence] = []
+        while self._waiting:
             sequence = self._waiting[0]
-            span = self.spans.allocate(len(sequence.prompt) + sequence.max_tokens)
-            if span is None:
-                return
-            sequence.span = span
-            self._running[sequence.key] = self._waiting.popleft()
-
-    def _chunks(self, sequence: Sequence, budget: int) -> list[Segment]:
-        """As many whole chunks of the prompt as the budget holds."""
-        chunks: list[Segment] = []
-        start, end = sequence.computed, len(sequence.prompt)
-        while start < end:
-            stop = min(start - start % self.limits.chunk + self.limits.chunk, end)
-            budget -= stop - start
-            if budget < 0:
+            voices += len(sequence.versions)
+            if self._running and voices > self.limits.running:
                 break
-            tokens = sequence.prompt[start:stop]
-            chunks.append(_segment(sequence, tokens, start, samples=stop == end))
-            start = stop
-        return chunks
+            hits = self._hits(sequence)
+            beginning = _beginning(sequence)
+            if not hits and beginning in self._beginning:
+                passed.append(self._waiting.popleft())
+                voices -= len(sequence.versions)
+                continue
+            blocks = blocks_for(sequence.known + 1) * len(sequence.versions)
+            spare = len(self._running)  # each will need a block before long
+            if self._running and blocks + spare > self.blocks.available:
+                break
+            for table in sequence.tables:
+                self.blocks.take_over(table, sequence.tokens(0, hits * BLOCK), hits)
+            sequence.computed = hits * BLOCK
+            if not sequence.completion:  # later it takes over what it computed itself
+                sequence.cached = sequence.computed
+            self._running[sequence.key] = self._waiting.popleft()
+            if beginning is not None and not hits:
+                self._beginning[beginning] = sequence
+        self._waiting.extendleft(reversed(passed))
+
+    def _hits(self, sequence: Sequence) -> int:
+        """Blocks of the prefix cache that every voice can begin with; at least one token is left
+        to compute, and all of them where their logits are wanted."""
+        if sequence.wants_prompt_logits:
+            return 0
+        most = (min(sequence.known, self._shared_end(sequence)) - 1) // BLOCK
+        tokens = sequence.tokens(0, most * BLOCK)
+        found = min(self.blocks.match(table, tokens, most) for table in sequence.tables)
+        if self.limits.grid > 1:
+            found -= found % (lcm(self.limits.chunk, BLOCK) // BLOCK)
+        return found
+
+    def _shared_end(self, sequence: Sequence) -> int:
+        """Tokens that may be shared: on a grid only what was computed on it."""
+        return len(sequence.prompt) if self.limits.grid > 1 else sequence.known
+
+    def _hold(self, sequence: Sequence, tokens: int) -> bool:
+        """Give a running sequence blocks for its first ``tokens``; False where it lost its own."""
+        for table in sequence.tables:
+            while len(table.blocks) < blocks_for(tokens):
+                if self.blocks.grow(table):
+                    continue
+                youngest = next(reversed(self._running.values()))
+                self._preempt(youngest)
+                if youngest is sequence:
+                    return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        del self._running[sequence.key]
+        self._release(sequence)
+        sequence.computed = 0
+        self.preempted += 1
+        self._waiting.appendleft(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        for table in sequence.tables:
+            self.blocks.release(table)
+
+    # -- tokens -----------------------------------------------------------------------------------
+
+    def _cuts(self, sequence: Sequence, budget: int) -> list[int]:
+        """Where the segments that compute a sequence's known tokens end, within the budget.
+
+        On a grid, what was chosen before a preemption is computed again token by token, as it was
+        the first time.
+        """
+        grid, start, prompt = self.limits.grid, sequence.computed, len(sequence.prompt)
+        most = start + max(0, budget) // len(sequence.versions)
+        if sequence.wants_prompt_logits:
+            most = min(most, start + MOST_OUTPUTS)
+        if grid == 1:
+            end = min(sequence.known, most)
+            return [end] if end > start else []
+        if start >= prompt:
+            return [start + 1] if start < most else []
+        step = self.limits.chunk
+        cuts = [*range(start - start % step + step, prompt, step), prompt]
+        return [end for end in cuts if end <= most]
 
 
-def completion_limit(limits: Limits, prompt_tokens: int, max_tokens: int | None) -> int:
+def completion_limit(
+    limits: Limits, prompt_tokens: int, max_tokens: int | None, voices: int = 1
+) -> int:
     """How many tokens a completion may have; without ``max_tokens`` as many as fit.
 
     Raises:
         InvalidRequest: prompt and completion pass the context length or the cache.
     """
     most, name = limits.context_length, "the model's context length"
-    if limits.kv_tokens < most:
-        most, name = limits.kv_tokens, "the engine's key-value capacity (ERRATA_KV_TOKENS)"
+    capacity = limits.kv_blocks // voices * BLOCK  # no voices share a block
+    if capacity < most:
+        most, name = capacity, "the engine's key-value capacity (ERRATA_KV_BYTES)"
     wanted = 1 if max_tokens is None else max_tokens
     if prompt_tokens + wanted > most:
         raise InvalidRequest(
@@ -180,14 +311,26 @@ def completion_limit(limits: Limits, prompt_tokens: int, max_tokens: int | None)
     return most - prompt_tokens if max_tokens is None else max_tokens
 
 
-def _decode(sequence: Sequence) -> Segment:
-    position = sequence.computed
-    token = sequence.completion[position - len(sequence.prompt)]
-    return _segment(sequence, (token,), position, samples=True)
+def _beginning(sequence: Sequence) -> Hashable | None:
+    """What the first block of a sequence holds, where it is full."""
+    if len(sequence.prompt) <= BLOCK or sequence.wants_prompt_logits:
+        return None
+    return (sequence.tenant, sequence.versions, sequence.prompt[:BLOCK])
 
 
-def _segment(
-    sequence: Sequence, tokens: tuple[int, ...], position: int, *, samples: bool
-) -> Segment:
-    slot = 0 if sequence.span is None else sequence.span.start
-    return Segment(sequence.key, sequence.version, tokens, position, slot, samples)
+def _segments(sequence: Sequence, ends: list[int]) -> list[Segment]:
+    """Segments up to each end, for every voice; the last known token's logits are wanted."""
+    segments = []
+    start = sequence.computed
+    for end in ends:
+        outputs = int(end == sequence.known)
+        if sequence.wants_prompt_logits and end <= len(sequence.prompt):
+            outputs = end - start
+        tokens = sequence.tokens(start, end)
+        for voice, (version, table) in enumerate(
+            zip(sequence.versions, sequence.tables, strict=True)
+        ):
+            blocks = tuple(table.blocks[: blocks_for(end)])
+            segments.append(Segment(sequence.key, voice, version, tokens, start, blocks, outputs))
+        start = end
+    return segments

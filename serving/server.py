@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, cast
@@ -18,13 +19,15 @@ from registry.errors import ErrataError, InvalidRequest, TooManyRequests, Versio
 from serving.engine import Engine
 from serving.frames import FrameError, encode_frame, read_frame
 from serving.lane import Lane, Output
-from serving.protocol import EngineStatus, GenerateRequest, error_to_json
+from serving.protocol import EngineStatus, GenerateRequest, VersionRef, error_to_json
 from serving.scheduler import Sequence, completion_limit
 from serving.stream import Stream
-from serving.versions import Versions
+from serving.versions import Effects, Versions
 
 #: A client that reads so little that this many bytes wait for it is cut off.
 MOST_UNREAD = 64 * 2**20
+#: Most seconds that a client is asked to wait for a place in the queue.
+MOST_PATIENCE = 60
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ class Connection:
 
     def __init__(self, writer: asyncio.StreamWriter) -> None:
         self.admissions: dict[int, asyncio.Task[None]] = {}
-        self.streams: dict[int, tuple[Lane, str]] = {}  # lane and the version that is held
+        self.streams: dict[int, tuple[Lane, Stream]] = {}
         self._writer = writer
 
     def __contains__(self, number: int) -> bool:
@@ -56,6 +59,8 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._versions = versions
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+        self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self._ends: deque[float] = deque(maxlen=64)  # when the last requests ended
         self._admitting = 0
         self.engine = Engine(lanes, self._deliver_soon)
 
@@ -94,6 +99,10 @@ class Server:
                 task = self._loop.create_task(self._admit(connection, number, body))
                 connection.admissions[number] = task
                 task.add_done_callback(lambda _: connection.admissions.pop(number, None))
+            case {"op": "warm", "id": int(number)} if number not in connection:
+                task = self._loop.create_task(self._warm(connection, number, body))
+                connection.admissions[number] = task
+                task.add_done_callback(lambda _: connection.admissions.pop(number, None))
             case {"op": "cancel", "id": int(number)}:
                 self._cancel(connection, number)
             case {"op": "status", "id": int(number)}:
@@ -103,10 +112,24 @@ class Server:
 
     def _cancel(self, connection: Connection, number: int) -> None:
         if number in connection.streams:
-            lane, _ = connection.streams[number]
-            self.engine.cancel(lane, (connection, number))
+            lane, stream = connection.streams[number]
+            self.engine.cancel(lane, stream.key)
         elif (task := connection.admissions.get(number)) is not None:
             task.cancel()
+
+    async def _warm(self, connection: Connection, number: int, body: Mapping[str, Any]) -> None:
+        """Load a version without holding it."""
+        try:
+            ref = VersionRef.from_json(body["version"])
+            lane = self._lane(ref)
+            await self._versions.warm(ref, lane.base, lane.runner.model)
+            connection.send([{"id": number, "warm": True}])
+        except ErrataError as error:
+            connection.send([{"id": number, "error": error_to_json(error)}])
+        except Exception as error:
+            logger.exception("a version could not be warmed")
+            failure = ErrataError(f"the version could not be read: {type(error).__name__}")
+            connection.send([{"id": number, "error": error_to_json(failure)}])
 
     async def _admit(self, connection: Connection, number: int, body: Mapping[str, Any]) -> None:
         """Tokenise the prompt and load the version, beside the running streams; then queue it."""
@@ -120,7 +143,7 @@ class Server:
             failure = ErrataError(f"the request could not be read: {type(error).__name__}")
             connection.send([{"id": number, "error": error_to_json(failure)}])
         else:
-            connection.streams[number] = (lane, stream.sequence.version)
+            connection.streams[number] = (lane, stream)
             self.engine.submit(lane, stream)
         finally:
             self._admitting -= 1
@@ -132,23 +155,72 @@ class Server:
             request = GenerateRequest.from_json(body)
         except (KeyError, TypeError) as error:
             raise InvalidRequest(f"a frame is no request: {error!r}") from error
-        lane = self.engine.lanes.get(request.version.base)
-        if lane is None:
-            raise VersionUnavailable(
-                f"version {request.version.id}: its base {request.version.base!r} is not loaded;"
-                " name it in ERRATA_BASES"
-            )
+        lane = self._lane(request.version)
         limits = lane.scheduler.limits
         if lane.scheduler.waiting + self._admitting > limits.max_waiting:
             raise TooManyRequests(
                 f"{limits.max_waiting} requests wait already, the most allowed; try again later",
-                retry_after=1,
+                retry_after=self._drained_in(limits.max_waiting),
+            )
+        params = request.params
+        guide = None
+        if params.grammar is not None:
+            guide = await self._loop.run_in_executor(
+                self._compiling, lane.guides.guide, params.grammar
             )
         prompt = await self._loop.run_in_executor(self._tokenising, lane.prompts.read, request)
-        most = completion_limit(limits, len(prompt), request.params.max_tokens)
-        effects = await self._versions.acquire(request.version, lane.base, lane.runner.model)
-        sequence = Sequence((connection, number), request.version.stack_digest, prompt, most)
-        return lane, Stream(sequence, request.params, effects, lane.decoder, lane.eos)
+        sequence = Sequence(
+            (connection, number),
+            tuple(version.stack_digest for version in request.versions),
+            prompt,
+            completion_limit(limits, len(prompt), params.max_tokens, len(request.versions)),
+            wants_prompt_logits=request.echo and params.logprobs is not None,
+            tenant=request.tenant,
+        )
+        echo = None
+        if request.echo:
+            echo = request.prompt
+            if echo is None:
+                echo = await self._loop.run_in_executor(self._tokenising, lane.prompts.text, prompt)
+        return lane, Stream(
+            sequence,
+            params,
+            await self._acquired(request.versions, lane),
+            lane.decoder,
+            lane.eos,
+            guide=guide,
+            echo=echo,
+            alpha=0.0 if request.proxy is None else request.proxy.alpha,
+        )
+
+    async def _acquired(self, refs: Iterable[VersionRef], lane: Lane) -> tuple[Effects, ...]:
+        """The effects of all versions, held together or not at all."""
+        held: list[Effects] = []
+        digests: list[str] = []
+        try:
+            for ref in refs:
+                held.append(await self._versions.acquire(ref, lane.base, lane.runner.model))
+                digests.append(ref.stack_digest)
+        except BaseException:
+            for digest in digests:
+                self._versions.release(digest)
+            raise
+        return tuple(held)
+
+    def _drained_in(self, waiting: int) -> int:
+        """Seconds in which so many requests get their turn, as fast as the last ones ended."""
+        if not self._ends:
+            return 1
+        pace = (self._loop.time() - self._ends[0]) / len(self._ends)
+        return max(1, min(MOST_PATIENCE, math.ceil(waiting * pace)))
+
+    def _lane(self, ref: VersionRef) -> Lane:
+        lane = self.engine.lanes.get(ref.base)
+        if lane is None:
+            raise VersionUnavailable(
+                f"version {ref.id}: its base {ref.base!r} is not loaded; name it in ERRATA_BASES"
+            )
+        return lane
 
     def _deliver_soon(self, outputs: list[Output]) -> None:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -159,8 +231,10 @@ class Server:
         for output in outputs:
             connection, number = cast(tuple[Connection, int], output.key)
             if output.ends:
-                _, version = connection.streams.pop(number)
-                self._versions.release(version)
+                _, stream = connection.streams.pop(number)
+                self._ends.append(self._loop.time())
+                for digest in stream.sequence.versions:
+                    self._versions.release(digest)
             if output.piece is not None:
                 frames[connection].append({"id": number, **output.piece.to_json()})
             elif output.error is not None:

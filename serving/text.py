@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"
@@ -23,13 +24,22 @@ class Decoder:
         #: their run ends, and special tokens, which have no text and end no run.
         self.unsettling = frozenset(byte_tokens | {id for id, token in added if token.special})
         self._texts: dict[int, str] = {}
+        self._alone: dict[int, str] = {}
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out, spaces as they are."""
+        if isinstance(self._tokenizer, PreTrainedTokenizerFast):  # a third of the time
+            return self._tokenizer.backend_tokenizer.decode(tokens, skip_special_tokens=True)
         text = self._tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         return str(text)
+
+    def alone(self, token: int) -> str:
+        """``decode`` of one token."""
+        if (text := self._alone.get(token)) is None:
+            text = self._alone[token] = self.decode([token])
+        return text
 
     def token_text(self, token: int) -> str:
         """One token's own text, special ones too."""
@@ -45,6 +55,8 @@ class Decoder:
 class Detokenizer:
     """One completion's text as it grows; all pieces together are the text of all tokens.
 
+    ``length`` is the number of characters emitted so far.
+
     A window of the last tokens is decoded, not all of them: what follows a settled piece of text
     (whole characters, no run of byte tokens) does not change it any more.
     """
@@ -55,7 +67,7 @@ class Detokenizer:
         self._start = 0  # first token of the window
         self._settled = 0  # tokens before this one are all emitted
         self._emitted = ""  # text of the window that was emitted
-        self._length = 0  # characters emitted in all
+        self.length = 0
 
     def add(self, token: int) -> str:
         """The text that ``token`` settles."""
@@ -65,7 +77,7 @@ class Detokenizer:
         text = self._decoder.decode(self._tokens[self._start :])
         whole = text.rstrip(_REPLACEMENT)
         piece = whole[len(self._emitted) :]
-        self._length += len(piece)
+        self.length += len(piece)
         if len(whole) == len(text):
             self._advance()
         else:
@@ -74,11 +86,12 @@ class Detokenizer:
 
     def finish(self) -> str:
         """The rest: what was held back and will not become whole."""
-        return self._decoder.decode(self._tokens)[self._length :]
+        return self._decoder.decode(self._tokens)[self.length :]
 
     def _advance(self) -> None:
         """Shrink the window to the tokens since the last settled place."""
-        emitted = self._decoder.decode(self._tokens[self._settled :])
+        rest = self._tokens[self._settled :]
+        emitted = self._decoder.alone(rest[0]) if len(rest) == 1 else self._decoder.decode(rest)
         if emitted:  # an empty text would not shield the next token from losing its space
             self._start = self._settled
         else:

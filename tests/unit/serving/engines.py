@@ -41,7 +41,7 @@ class EngineProcess:
             "ERRATA_BASES": self.bases,
             "ERRATA_DATA": str(self.folder / "data"),
             "ERRATA_ENGINE_THREADS": "1",
-            "ERRATA_KV_TOKENS": "8000",
+            "ERRATA_KV_BYTES": str(2**22),
             **self.settings,
         }
         with (self.folder / "log").open("ab") as log:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from editing.deltas import Effect
+from serving.blocks import blocks_for
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
 
@@ -33,13 +35,19 @@ def random_script(seed: int, version: str, *counts: int, vocabulary: int) -> Scr
 
 
 def packed_logits(
-    runner: Runner, scripts: Mapping[str, Script], effects: Mapping[str, Effects]
+    runner: Runner,
+    scripts: Mapping[str, Script],
+    effects: Mapping[str, Effects],
+    blocks: Iterable[int] | None = None,
 ) -> dict[tuple[str, int], Tensor]:
-    """Logits by sequence and number of tokens before them, all sequences in the same steps."""
-    slots, slot = {}, 0
-    for key, script in scripts.items():
-        slots[key] = slot
-        slot += len(script.tokens)
+    """Logits by sequence and number of tokens before them, all sequences in the same steps.
+
+    Sequences take their blocks from ``blocks`` in turn: from the first on, where not given.
+    """
+    free = iter(count() if blocks is None else blocks)
+    tables = {
+        key: tuple(islice(free, blocks_for(len(script.tokens)))) for key, script in scripts.items()
+    }
     found: dict[tuple[str, int], Tensor] = {}
     for step in range(max(len(script.counts) for script in scripts.values())):
         segments = []
@@ -47,11 +55,12 @@ def packed_logits(
             start = sum(script.counts[:step])
             part = script.tokens[start : start + script.counts[step]]
             if part:
-                segments.append(Segment(key, script.version, part, start, slots[key], True))
+                own = tables[key][: blocks_for(start + len(part))]
+                segments.append(Segment(key, 0, script.version, part, start, own, 1))
         if segments:
             logits = runner.logits(StepPlan(tuple(segments)), effects)
             for segment, row in zip(segments, logits, strict=True):
-                found[str(segment.key), segment.position + len(segment.tokens)] = row
+                found[str(segment.key), segment.end] = row
     return found
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from serving.loading import load_lane
 from serving.protocol import Piece, SamplingParams
 from serving.scheduler import Sequence
 from serving.stream import Stream
-from tests.models import random_effect
+from tests.models import random_effect, random_model
+from tests.unit.serving.packing import plain_logits
 
 PATH = "model.layers.1.mlp.down_proj"
 VERSIONS: Mapping[str, Mapping[str, Effect]] = {
@@ -31,23 +33,35 @@ VERSIONS: Mapping[str, Mapping[str, Effect]] = {
 GREEDY = SamplingParams(temperature=0, ignore_eos=True, logprobs=2)
 
 
-@pytest.fixture
-def lane(saved: Callable[[str], Base]) -> Lane:
-    return load_lane(
-        saved("llama"), Settings(kv_tokens=4000, step_tokens=64, max_running=16, engine_threads=1)
-    )
+#: Of a block of the small base: two layers' keys and values of two heads of 16 numbers.
+BLOCK_BYTES = 2 * 2 * 2 * 16 * 32 * 4
+
+
+def lane_of(base: Base, **settings: Any) -> Lane:
+    settings = {"kv_bytes": 128 * BLOCK_BYTES, "step_tokens": 64, "max_running": 16, **settings}
+    return load_lane(base, Settings(engine_threads=1, **settings))
+
+
+@pytest.fixture(params=[False, True], ids=["default", "invariant"])
+def lane(saved: Callable[[str], Base], request: pytest.FixtureRequest) -> Lane:
+    lane = lane_of(saved("llama"), batch_invariant=request.param)
+    assert lane.batch_invariant == request.param
+    return lane
 
 
 def stream(
     lane: Lane,
     key: Hashable,
-    version: str = "base",
+    *versions: str,
     prompt: tuple[int, ...] = (5, 6, 7, 8),
     params: SamplingParams = GREEDY,
     most: int = 12,
+    alpha: float = 0.0,
 ) -> Stream:
-    sequence = Sequence(key, version, prompt, most)
-    return Stream(sequence, params, VERSIONS[version], lane.decoder, lane.eos)
+    versions = versions or ("base",)
+    sequence = Sequence(key, versions, prompt, most)
+    effects = tuple(VERSIONS[version] for version in versions)
+    return Stream(sequence, params, effects, lane.decoder, lane.eos, alpha=alpha)
 
 
 def run(lane: Lane, *streams: Stream) -> dict[Hashable, list[Output]]:
@@ -71,24 +85,105 @@ def tokens(outputs: list[Output]) -> list[int]:
     return [token for piece in pieces(outputs) for token in piece.tokens]
 
 
+def assert_same(lane: Lane, found: list[Output], expected: list[Output]) -> None:
+    """Equal text and tokens; log-probabilities too, to the last bit where the lane promises it."""
+    for own, other in zip(pieces(found), pieces(expected), strict=True):
+        assert (own.text, own.tokens, own.finish_reason) == (
+            other.text,
+            other.tokens,
+            other.finish_reason,
+        )
+        if lane.batch_invariant:
+            assert own.logprobs == other.logprobs
+            continue
+        for entry, wanted in zip(own.logprobs or (), other.logprobs or (), strict=True):
+            assert entry.logprob == pytest.approx(wanted.logprob, abs=1e-4)
+
+
 def test_streams_of_many_versions_get_what_they_get_alone(lane: Lane) -> None:
     before = weights_digest(lane.runner.model)
     chosen = ["base", "low-rank", "dense", "scale"]
 
     def streams() -> list[Stream]:
         return [
-            stream(lane, n, chosen[n % 4], tuple(range(n % 5, n % 5 + 2 + 9 * n)))
+            stream(lane, n, chosen[n % 4], prompt=tuple(range(n % 5, n % 5 + 2 + 9 * n)))
             for n in range(12)
         ]
 
     together = run(lane, *streams())
     for each in streams():
-        alone = run(lane, each)[each.key]
-        assert pieces(alone) == pieces(together[each.key]), "text, tokens and log-probabilities"
+        assert_same(lane, run(lane, each)[each.key], together[each.key])
     firsts = [tokens(run(lane, stream(lane, 0, version))[0]) for version in chosen]
     assert len({tuple(first) for first in firsts}) == 4, "versions must differ"
     assert weights_digest(lane.runner.model) == before
-    assert (lane.scheduler.running, lane.scheduler.spans.used) == (0, 0)
+    assert (lane.scheduler.running, lane.scheduler.blocks.held) == (0, 0)
+
+
+def test_a_prefix_hit_gives_the_same_tokens_and_is_told(lane: Lane) -> None:
+    prompt = tuple(range(170))  # on the lane's grid blocks are shared by 160 tokens
+    first = run(lane, stream(lane, "a", "low-rank", prompt=prompt))["a"]
+    again = run(lane, stream(lane, "a", "low-rank", prompt=prompt))["a"]
+    assert_same(lane, again, first)
+    assert [cached(outputs) for outputs in (first, again)] == [0, 160]
+    assert lane.cached_tokens == 160
+    assert lane.status().kv_cached >= 160
+    other = run(lane, stream(lane, "a", "dense", prompt=prompt))["a"]
+    assert cached(other) == 0
+    assert tokens(other) != tokens(first)
+
+
+def cached(outputs: list[Output]) -> int:
+    usage = pieces(outputs)[-1].usage
+    assert usage is not None
+    return usage.cached_tokens
+
+
+def test_preempted_streams_get_the_tokens_that_they_would_get_in_a_larger_pool(
+    lane: Lane, saved: Callable[[str], Base]
+) -> None:
+    small = lane_of(saved("llama"), kv_bytes=16 * BLOCK_BYTES, batch_invariant=lane.batch_invariant)
+
+    def streams() -> list[Stream]:
+        return [
+            stream(lane, n, ("base", "dense")[n % 2], prompt=tuple(range(n, 2 * n + 20)), most=100)
+            for n in range(8)
+        ]
+
+    expected, found = run(lane, *streams()), run(small, *streams())
+    assert (lane.scheduler.preempted, small.scheduler.preempted > 3) == (0, True)
+    assert small.status().preempted == small.scheduler.preempted
+    for key, outputs in found.items():
+        assert_same(lane, outputs, expected[key])
+        assert cached(outputs) == 0
+
+
+def test_three_voices_are_combined(lane: Lane) -> None:
+    """As three models would be, one after the other, each over the whole text at every token."""
+    versions = ("base", "low-rank", "scale")
+    proxy = stream(lane, "proxy", *versions, alpha=0.7)
+    found = tokens(run(lane, *(stream(lane, n, n) for n in versions), proxy)["proxy"])
+    model, text = random_model("llama"), [5, 6, 7, 8]
+    for token in found:
+        rows = [plain_logits(model, text, VERSIONS[version])[-1] for version in versions]
+        assert token == int((rows[0] + 0.7 * (rows[1] - rows[2])).argmax())
+        text.append(token)
+    assert len(found) == 12
+    assert found != tokens(run(lane, stream(lane, "a", "base"))["a"])
+    assert lane.scheduler.blocks.held == 0
+
+
+def test_an_expert_that_is_the_anti_expert_changes_nothing(lane: Lane) -> None:
+    proxy = stream(lane, "proxy", "base", "dense", "dense", alpha=2.0)
+    assert_same(lane, run(lane, proxy)["proxy"], run(lane, stream(lane, "a"))["a"])
+
+
+def test_a_request_of_three_voices_may_fill_the_pool(saved: Callable[[str], Base]) -> None:
+    lane = lane_of(saved("llama"), kv_bytes=16 * BLOCK_BYTES)
+    proxy = stream(lane, "proxy", "base", "dense", "scale", most=156, alpha=1.0)
+    assert len(tokens(run(lane, proxy, stream(lane, "a", most=200))["proxy"])) == 156
+    (refused,) = lane.add(stream(lane, "proxy", "base", "dense", "scale", most=157))
+    assert refused.error is not None
+    assert refused.error.code == "context_length_exceeded"
 
 
 def test_a_completion_ends_at_its_length_with_its_usage(lane: Lane) -> None:
@@ -139,24 +234,33 @@ def test_a_seeded_sample_repeats_in_any_company(lane: Lane) -> None:
     ("bad", "code"), [("misshapen", "internal_error"), ("infinite", "not_finite")]
 )
 def test_a_bad_version_fails_alone(lane: Lane, bad: str, code: str) -> None:
-    good = [stream(lane, version, version) for version in ("base", "low-rank", "scale")]
-    expected = {each.key: run(lane, each)[each.key] for each in good}
-    good = [stream(lane, version, version) for version in ("base", "low-rank", "scale")]
-    together = run(lane, *good[:2], stream(lane, "bad", bad), good[2])
-    (failure,) = together.pop("bad")
-    assert isinstance(failure.error, ErrataError)
-    assert (failure.error.status, failure.error.code) == (500, code)
+    """And with it only those that it is a voice of."""
+
+    def good() -> list[Stream]:
+        proxy = stream(lane, "proxy", "base", "dense", "scale", alpha=0.5)
+        singles = [stream(lane, version, version) for version in ("base", "low-rank", "scale")]
+        return [*singles, proxy]
+
+    expected = {each.key: run(lane, each)[each.key] for each in good()}
+    ill = [stream(lane, "bad", bad), stream(lane, "bad voice", "base", bad, "scale", alpha=0.5)]
+    first, *rest = good()
+    together = run(lane, first, *ill, *rest)
+    for key in ("bad", "bad voice"):
+        (failure,) = together.pop(key)
+        assert isinstance(failure.error, ErrataError)
+        assert (failure.error.status, failure.error.code) == (500, code)
+    assert together.keys() == expected.keys()
     for key, outputs in together.items():
-        assert pieces(outputs) == pieces(expected[key])
-    assert lane.scheduler.spans.used == 0
+        assert_same(lane, outputs, expected[key])
+    assert lane.scheduler.blocks.held == 0
 
 
-def test_a_cancelled_stream_frees_its_slots_at_once(lane: Lane) -> None:
-    lane.add(stream(lane, "a", most=100))
+def test_a_cancelled_stream_frees_its_blocks_at_once(lane: Lane) -> None:
+    lane.add(stream(lane, "a", prompt=tuple(range(40)), most=100))
     lane.step()
-    assert lane.scheduler.spans.used == 104
+    assert lane.scheduler.blocks.held == 2
     assert [output.ends for output in lane.cancel("a")] == [True]
-    assert (lane.scheduler.spans.used, len(lane)) == (0, 0)
+    assert (lane.scheduler.blocks.held, len(lane)) == (0, 0)
     assert lane.cancel("a") == []
     assert lane.step() == []
 

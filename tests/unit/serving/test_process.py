@@ -33,7 +33,8 @@ def base(saved: Callable[[str], Base]) -> Base:
 
 @pytest.fixture(scope="module")
 def engine(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    engine = EngineProcess(tmp_path_factory.mktemp("e"), f"{base.name}={base.folder}")
+    settings = {"ERRATA_BATCH_INVARIANT": "true"}
+    engine = EngineProcess(tmp_path_factory.mktemp("e"), f"{base.name}={base.folder}", settings)
     engine.start()
     engine.wait_ready()
     yield engine
@@ -83,7 +84,7 @@ def test_the_status_says_what_is_loaded(engine: EngineProcess, base: Base) -> No
         assert loaded.batch_invariant
         assert loaded.has_chat_template
         assert 1 <= loaded.min_rows <= 16
-        assert (loaded.kv_tokens, status.threads) == (8000, 1)
+        assert (loaded.kv_tokens, status.threads) == (8192, 1)
         assert engine.process is not None
         assert status.pid == engine.process.pid
         await client.close()
@@ -179,6 +180,27 @@ def test_a_corrupt_artifact_fails_its_own_requests_alone(
             assert isinstance(fine, list)
             assert len(fine) == 16
         await settled(client)
+        await client.close()
+
+    asyncio.run(talk())
+
+
+def test_a_version_is_warmed_without_being_held(engine: EngineProcess, base: Base) -> None:
+    ref = store_version(engine.store, base, {DOWN: random_effect(98, 64, 96, "rank3")})
+
+    async def talk() -> None:
+        client = EngineClient(engine.socket)
+        await client.warm(ref)
+        await client.warm(ref)
+        (held,) = [
+            version
+            for version in (await client.status()).versions
+            if version.stack_digest == ref.stack_digest
+        ]
+        assert (held.depth, held.requests) == (1, 0)
+        for missing in (replace(ref, base="another"), replace(ref, stack=("0" * 64,))):
+            with pytest.raises(VersionUnavailable):
+                await client.warm(missing)
         await client.close()
 
     asyncio.run(talk())
@@ -319,9 +341,13 @@ def test_a_full_queue_turns_away_and_the_engine_ends_with_its_parent(
             while (seen := (await client.status()).bases[0]).running + seen.waiting < len(tasks):
                 await asyncio.sleep(0.01)
             assert (seen.running, seen.waiting) == (running, waiting)
-        with pytest.raises(TooManyRequests):
+        with pytest.raises(TooManyRequests) as caught:
             await collected(client, request)
-        first, *others = await asyncio.gather(*tasks)
+        assert caught.value.retry_after is not None
+        assert 1 <= caught.value.retry_after <= 60
+        first, *others = (
+            [piece.tokens for piece in pieces] for pieces in await asyncio.gather(*tasks)
+        )
         assert len(first) == 100
         assert others == [first, first]
         await client.close()

@@ -10,7 +10,9 @@ from registry.manifests import BaseRef, VersionManifest
 from serving.frames import FrameError, encode_frame, read_frame
 from serving.protocol import (
     GenerateRequest,
+    Grammar,
     Piece,
+    Proxy,
     SamplingParams,
     TokenLogprob,
     TopLogprob,
@@ -33,6 +35,21 @@ def test_a_reference_names_the_version_and_its_composed_weights() -> None:
     [
         GenerateRequest(VERSION, prompt="è \ud800"),
         GenerateRequest(VERSION, SamplingParams(5, 0.5, 0.9, 3, ("a", "b"), 1, 2, True), "x"),
+        GenerateRequest(
+            VERSION,
+            SamplingParams(
+                min_p=0.1,
+                repetition_penalty=1.1,
+                presence_penalty=-1,
+                frequency_penalty=2,
+                logit_bias=((1, 2.5), (7, -100.0)),
+                stop_token_ids=(5, 6),
+                grammar=Grammar("regex", "è+"),
+            ),
+            "x",
+            proxy=Proxy(VERSION, VERSION, 0.5),
+        ),
+        GenerateRequest(VERSION, SamplingParams(max_tokens=0), "x", echo=True),
         GenerateRequest(VERSION, prompt_tokens=(1, 2)),
         GenerateRequest(VERSION, messages=({"role": "user", "content": "hello"},)),
     ],
@@ -46,6 +63,7 @@ def test_requests_travel_unchanged(request_: GenerateRequest) -> None:
     [
         Piece("text", (1, 2)),
         Piece("", (), None, "stop", Usage(3, 0)),
+        Piece("x", (7,), (TokenLogprob(7, "x", None), TokenLogprob(8, "y", -0.25, (), 3))),
         Piece("x", (7,), (TokenLogprob(7, "x", -0.1 / 3, (TopLogprob(7, "x", -1e-9 / 7),)),)),
     ],
 )
@@ -56,7 +74,7 @@ def test_pieces_travel_to_the_last_bit(piece: Piece) -> None:
 @pytest.mark.parametrize(
     ("values", "param"),
     [
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
         ({"top_p": 0.0}, "top_p"),
@@ -66,12 +84,45 @@ def test_pieces_travel_to_the_last_bit(piece: Piece) -> None:
         ({"stop": ("a",) * 17}, "stop"),
         ({"seed": 2**63}, "seed"),
         ({"logprobs": 21}, "logprobs"),
+        ({"stop": ("a" * 1001,)}, "stop"),
+        ({"min_p": 1.1}, "min_p"),
+        ({"min_p": float("nan")}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+        ({"logit_bias": ((1, 101.0),)}, "logit_bias"),
+        ({"logit_bias": ((-1, 1.0),)}, "logit_bias"),
+        ({"logit_bias": tuple((n, 1.0) for n in range(301))}, "logit_bias"),
+        ({"stop_token_ids": (-1,)}, "stop_token_ids"),
+        ({"stop_token_ids": tuple(range(65))}, "stop_token_ids"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 6, "max_tokens": 5}, "min_tokens"),
+        ({"min_tokens": 1, "grammar": Grammar("regex", "a")}, "min_tokens"),
+        ({"ignore_eos": True, "grammar": Grammar("regex", "a")}, "ignore_eos"),
     ],
 )
 def test_values_out_of_range_are_named(values: dict[str, object], param: str) -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
         SamplingParams(**values)  # type: ignore[arg-type]
     assert caught.value.param == param
+
+
+def test_what_does_not_fit_together_is_named() -> None:
+    for make, param in (
+        (lambda: GenerateRequest(VERSION, SamplingParams(max_tokens=0), "x"), "max_tokens"),
+        (lambda: Grammar("regex", "a" * 65_537), "response_format"),
+        (lambda: Proxy(VERSION, VERSION, float("inf")), "proxy.alpha"),
+    ):
+        with pytest.raises(errors.InvalidRequest) as caught:
+            make()
+        assert caught.value.param == param
+
+
+def test_the_voices_are_the_version_then_expert_and_anti_expert() -> None:
+    expert, anti = (VersionRef.of(VersionManifest(MANIFEST.base, (digit * 64,))) for digit in "34")
+    assert GenerateRequest(VERSION, prompt="x").versions == (VERSION,)
+    proxied = GenerateRequest(VERSION, prompt="x", proxy=Proxy(expert, anti))
+    assert proxied.versions == (VERSION, expert, anti)
 
 
 def test_a_request_has_exactly_one_prompt() -> None:

@@ -1,73 +1,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
-from editing.deltas import Effect
-from editing.models.loading import load_model, weights_digest
-from registry.bases import FAMILIES, Base
-from registry.errors import UnsupportedModel
-from serving.effects import check_effects, padded
+from editing.deltas import Effect, Gate
+from editing.models.loading import load_model
+from registry.bases import Base
+from serving.effects import check_effects
 from serving.invariance import find_min_rows
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
 from serving.selftest import check_base
-from tests.models import VOCABULARY, random_effect
-from tests.unit.serving.packing import Effects, Script, packed_logits, plain_logits, random_script
+from tests.models import VOCABULARY, random_effect, random_model
+from tests.unit.serving.packing import Script, packed_logits, plain_logits, random_script
 
-#: Modules of each family and the kinds of effect that are put on them.
-TOUCHED = {
-    "llama": {
-        "model.embed_tokens": "rank3",
-        "model.layers.0.self_attn.q_proj": "rank1",
-        "model.layers.0.mlp": "scale",
-        "model.layers.1.mlp.down_proj": "all",
-        "model.layers.1.input_layernorm": "scale",
-        "lm_head": "rank3",
-    },
-    "mistral": {
-        "model.layers.0.mlp.gate_proj": "scale",
-        "model.layers.1.self_attn.v_proj": "dense",
-        "lm_head": "scale",
-    },
-    "qwen2": {"model.layers.0.self_attn.k_proj": "rank3", "model.layers.1.mlp.down_proj": "rank1"},
-    "qwen3": {"model.layers.0.self_attn.o_proj": "dense", "model.layers.1.mlp.up_proj": "rank3"},
-    "gpt2": {
-        "transformer.wte": "dense",
-        "transformer.h.0.attn.c_attn": "rank3",
-        "transformer.h.1.mlp.c_proj": "dense",
-        "transformer.h.1.ln_2": "scale",
-    },
-}
-SHAPES = {
-    "model.embed_tokens": (64, VOCABULARY),
-    "lm_head": (VOCABULARY, 64),
-    "model.layers.0.self_attn.q_proj": (64, 64),
-    "model.layers.0.self_attn.k_proj": (32, 64),
-    "model.layers.1.self_attn.v_proj": (32, 64),
-    "model.layers.0.self_attn.o_proj": (64, 128),
-    "model.layers.0.mlp": (64, 64),
-    "model.layers.0.mlp.gate_proj": (96, 64),
-    "model.layers.1.mlp.up_proj": (96, 64),
-    "model.layers.1.mlp.down_proj": (64, 96),
-    "model.layers.1.input_layernorm": (64, 64),
-    "transformer.wte": (64, VOCABULARY),
-    "transformer.h.0.attn.c_attn": (192, 64),
-    "transformer.h.1.mlp.c_proj": (64, 256),
-    "transformer.h.1.ln_2": (64, 64),
-}
+FIRST = "model.layers.0.mlp.down_proj"
+DOWN = "model.layers.1.mlp.down_proj"
 #: Whole and cut prompts, one token a step, steps in which a sequence rests; past every window.
 COUNTS = ((9, 1, 1, 1, 1), (4, 7, 1, 1, 1), (0, 13, 1, 2, 1), (2, 1, 0, 5, 1), (0, 0, 1, 1, 1))
-
-
-def effects_of(family: str, seed: int) -> Effects:
-    return {
-        path: padded(random_effect(seed + place, *SHAPES[path], kind))
-        for place, (path, kind) in enumerate(TOUCHED[family].items())
-    }
 
 
 def scripts(versions: list[str]) -> dict[str, Script]:
@@ -77,50 +30,8 @@ def scripts(versions: list[str]) -> dict[str, Script]:
     }
 
 
-def runner_of(base: Base) -> Runner:
-    return Runner(load_model(base), slots=400, min_rows=4)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_packed_logits_of_mixed_versions_are_the_plain_ones(
-    family: str, saved: Callable[[str], Base]
-) -> None:
-    runner, model = runner_of(saved(family)), load_model(saved(family))
-    before = weights_digest(runner.model)
-    effects: dict[str, Effects] = {"base": {}, "a": effects_of(family, 1)}
-    effects["b"] = effects_of(family, 50)
-    for version in effects:
-        check_effects(runner.model, effects[version])
-    chosen = scripts(["a", "base", "b", "a", "base"])
-    found = packed_logits(runner, chosen, effects)
-    assert len(found) == sum(count > 0 for counts in COUNTS for count in counts)
-    distinct = set()
-    for key, script in chosen.items():
-        plain = plain_logits(model, script.tokens, effects[script.version])
-        unedited = plain_logits(model, script.tokens, {})
-        distinct.add(script.version if not torch.equal(plain, unedited) else "base")
-        for (own, length), logits in found.items():
-            if own == key:
-                torch.testing.assert_close(logits, plain[length - 1], rtol=1e-4, atol=2e-4)
-    assert distinct == {"base", "a", "b"}, "the effects must matter for this test to say anything"
-    assert weights_digest(runner.model) == before
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_logits_have_the_same_bits_alone_and_in_company(
-    family: str, saved: Callable[[str], Base]
-) -> None:
-    runner = runner_of(saved(family))
-    effects = {"base": {}, "a": effects_of(family, 1), "b": effects_of(family, 50)}
-    company = scripts(["a", "base", "b", "a", "base"])
-    more = {
-        f"more{i}": random_script(90 + i, "ab"[i % 2], 1 + i, 1, 1, 1, 1, vocabulary=VOCABULARY)
-        for i in range(6)
-    }
-    together = packed_logits(runner, {**more, **company}, effects)
-    for key, script in company.items():
-        for place, logits in packed_logits(runner, {key: script}, effects).items():
-            assert torch.equal(logits, together[place]), place
+def runner_of(base: Base, *, invariant: bool = False) -> Runner:
+    return Runner(load_model(base), kv_bytes=2**22, min_rows=4, batch_invariant=invariant)
 
 
 def test_without_padding_bits_depend_on_the_batch_where_min_rows_says_so(
@@ -128,7 +39,7 @@ def test_without_padding_bits_depend_on_the_batch_where_min_rows_says_so(
 ) -> None:
     base = saved("llama")
     needed = find_min_rows(load_model(base))
-    runner = Runner(load_model(base), slots=400, min_rows=1)
+    runner = Runner(load_model(base), kv_bytes=2**22, min_rows=1)
     company = scripts(["base"] * 5)
     together = packed_logits(runner, company, {"base": {}})
     alone = packed_logits(runner, {"s0": company["s0"]}, {"base": {}})
@@ -136,43 +47,8 @@ def test_without_padding_bits_depend_on_the_batch_where_min_rows_says_so(
     assert is_equal == (needed == 1)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_passes_the_self_test(family: str, saved: Callable[[str], Base]) -> None:
-    model = load_model(saved(family))
-    min_rows = find_min_rows(model)
-    assert min_rows is not None
-    assert check_base(family, Runner(model, slots=64, min_rows=min_rows))
-
-
 def test_bfloat16_passes_the_self_test(saved: Callable[[str], Base]) -> None:
-    check_base("llama", Runner(load_model(saved("llama"), "bfloat16"), slots=64, min_rows=4))
-
-
-def test_a_family_that_attends_otherwise_is_refused_by_name() -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=50,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        initializer_range=0.5,
-        attn_logit_softcapping=0.5,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=None,
-    )
-    model = Gemma2ForCausalLM(config).eval()
-    with pytest.raises(UnsupportedModel, match="gemma2"):
-        check_base("soft", Runner(model, slots=64, min_rows=4))
-
-
-def test_a_family_without_attention_interface_is_refused_by_name() -> None:
-    config = BloomConfig(vocab_size=50, hidden_size=32, n_layer=1, n_head=2)
-    with pytest.raises(UnsupportedModel, match="bloom"):
-        check_base("bloom", Runner(BloomForCausalLM(config).eval(), slots=64, min_rows=4))
+    check_base("llama", Runner(load_model(saved("llama"), "bfloat16"), kv_bytes=2**22, min_rows=4))
 
 
 def test_effects_that_do_not_fit_are_named(saved: Callable[[str], Base]) -> None:
@@ -187,5 +63,94 @@ def test_effects_that_do_not_fit_are_named(saved: Callable[[str], Base]) -> None
 def test_a_full_row_of_no_logits_is_fine(saved: Callable[[str], Base]) -> None:
     """A step may hold only the beginnings of prompts."""
     runner = runner_of(saved("llama"))
-    part = Segment("a", "v", (1, 2, 3), 0, 0, False)
-    assert runner.logits(StepPlan((part,)), {"v": effects_of("llama", 1)}).shape == (0, VOCABULARY)
+    part = Segment("a", 0, "v", (1, 2, 3), 0, (0,), 0)
+    effects = {"model.layers.1.mlp": Effect(shift=torch.ones(64))}
+    assert runner.logits(StepPlan((part,)), {"v": effects}).shape == (0, VOCABULARY)
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("outputs", [1, 2, 5, 9])
+def test_logits_are_given_for_the_last_tokens_that_want_them(
+    saved: Callable[[str], Base], outputs: int, invariant: bool
+) -> None:
+    """Beside a single token in the row's first place, and few enough for padding."""
+    runner = runner_of(saved("llama"), invariant=invariant)
+    long, short = (
+        random_script(n, "v", 9, vocabulary=VOCABULARY).tokens[: 9 - 4 * n] for n in range(2)
+    )
+    begun = Segment("short", 0, "v", short[:-1], 0, (0,), 0)
+    effects = {"v": {DOWN: random_effect(1, 64, 96, "all")}}
+    runner.logits(StepPlan((begun,)), effects)
+    last = Segment("short", 0, "v", short[-1:], len(short) - 1, (0,), 1)
+    whole = Segment("long", 0, "v", long, 0, (1,), outputs)
+    logits = runner.logits(StepPlan((last, whole)), effects)
+    model = random_model("llama")
+    expected = [plain_logits(model, tokens, effects["v"]) for tokens in (short, long)]
+    wanted = torch.cat([expected[0][-1:], expected[1][-outputs:]])
+    torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+#: Effects that fit and are finite, as the loader demands, and whose products are not.
+HUGE = 3e38
+POISONS = {
+    "scale": Effect(scale=torch.full((64,), HUGE)),
+    "shift": Effect(scale=torch.full((64,), HUGE), shift=torch.full((64,), HUGE)),
+    "A": replace(random_effect(1, 64, 96, "rank3"), A=torch.full((3, 96), HUGE)),
+    "B": replace(random_effect(1, 64, 96, "rank3"), B=torch.full((64, 3), -HUGE)),
+    "rank1": replace(random_effect(1, 64, 96, "rank1"), A=torch.full((1, 96), HUGE)),
+    "rank20": replace(random_effect(1, 64, 96, "rank20"), B=torch.full((64, 20), HUGE)),
+    "dense": Effect(dense=torch.full((64, 96), HUGE)),
+    "gates": Effect(
+        gates=(Gate(torch.zeros(2, 96), torch.ones(2) * 9, torch.full((2, 64), HUGE)),)
+    ),
+}
+
+
+@pytest.mark.parametrize("invariant", [False, True])
+@pytest.mark.parametrize("poison", POISONS)
+def test_numbers_that_are_not_finite_stay_with_their_sequence(
+    saved: Callable[[str], Base], poison: str, invariant: bool
+) -> None:
+    """In the step, with all sorts of versions beside it, and in the blocks that it leaves."""
+    runner = runner_of(saved("llama"), invariant=invariant)
+    kinds = ("rank1", "rank3", "rank20", "dense", "sparse", "scale", "gated", "all")
+    effects = {kind: {FIRST: random_effect(n, 64, 96, kind)} for n, kind in enumerate(kinds)}
+    effects["m-poison"] = {FIRST: POISONS[poison]}  # it stands in the middle of the row
+    counts = [(40, 1, 1), (31, 1, 1), (5, 28, 1), (1, 1, 1)]
+    neighbours = {
+        f"{kind}{n}": random_script(n, kind, *counts[(n + place) % 4], vocabulary=VOCABULARY)
+        for place, kind in enumerate(kinds)
+        for n in range(2)
+    }
+    expected = packed_logits(runner, neighbours, effects)
+    poisoned = {
+        f"m-poison{n}": random_script(n, "m-poison", *each, vocabulary=VOCABULARY)
+        for n, each in enumerate(counts)
+    }
+    for company in (poisoned | neighbours, neighbours, poisoned | neighbours):
+        found = packed_logits(runner, company, effects)
+        for (key, length), logits in found.items():
+            if key in neighbours:
+                torch.testing.assert_close(logits, expected[key, length], rtol=1e-4, atol=1e-4)
+            else:
+                assert not logits.isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_a_step_that_fails_leaves_the_runner_as_it_was(
+    saved: Callable[[str], Base], layer: int, outputs: int
+) -> None:
+    """Also in the last layer, of which a step may compute a part of the rows only."""
+    runner = runner_of(saved("llama"))
+    path = f"model.layers.{layer}.mlp.down_proj"
+    effects = {"good": {path: random_effect(1, 64, 96, "rank3")}}
+    bad = {"bad": {path: Effect(dense=torch.zeros(3, 3))}}
+    good = StepPlan((Segment("a", 0, "good", (1, 2, 3, 4, 5), 0, (0,), outputs),))
+    expected = runner.logits(good, effects)
+    mixed = StepPlan((Segment("b", 0, "bad", (1, 2, 3, 4, 5), 0, (1,), outputs), *good.segments))
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            runner.logits(mixed, effects | bad)
+        assert torch.equal(runner.logits(good, effects), expected)
+    assert "forward" not in vars(runner.model.get_submodule("model.layers.1"))

@@ -75,17 +75,6 @@ def test_the_base_itself_is_a_version(
     assert asyncio.run(Versions(store).acquire(ref, base, model)) == {}
 
 
-def test_rank_one_is_padded_so_that_its_bits_stay(
-    store: ArtifactStore, base: Base, model: PreTrainedModel
-) -> None:
-    effect = random_effect(1, 64, 96, "rank1")
-    ref = store_version(store, base, {PATH: effect})
-    loaded = asyncio.run(Versions(store).acquire(ref, base, model))[PATH]
-    assert loaded.rank == 2
-    x, y = torch.randn(5, 96), torch.randn(5, 64)
-    torch.testing.assert_close(loaded.apply(x, y), effect.apply(x, y))
-
-
 def test_what_is_missing_damaged_or_not_for_this_base_is_refused(
     store: ArtifactStore, base: Base, model: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -127,29 +116,152 @@ def test_a_version_that_failed_can_be_had_when_its_delta_is_back(
     asyncio.run(run())
 
 
-def test_the_least_recently_used_leaves_but_never_one_in_use(
+def resident(versions: Versions) -> list[str]:
+    return [version.stack_digest for version in versions.listed()]
+
+
+async def settled() -> None:
+    """Let everything that can go on go on: threads too."""
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+
+
+SIZE = deltas(1)[0][PATH].nbytes
+
+
+def test_the_least_recently_used_leaves_when_its_room_is_needed(
     store: ArtifactStore, base: Base, model: PreTrainedModel
 ) -> None:
     refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3)]
-    size = deltas(1)[0][PATH].nbytes
+    first, second, third = (ref.stack_digest for ref in refs)
 
     async def run() -> None:
-        versions = Versions(store, resident_bytes=2 * size)
-
-        def resident() -> list[str]:
-            return [version.stack_digest for version in versions.listed()]
-
-        for ref in refs:
+        versions = Versions(store, resident_bytes=2 * SIZE)
+        for ref in (refs[0], refs[1], refs[0]):
             await versions.acquire(ref, base, model)
-        assert len(resident()) == 3, "all in use"
-        versions.release(refs[0].stack_digest)
-        assert resident() == [refs[1].stack_digest, refs[2].stack_digest]
-        versions.release(refs[1].stack_digest)
-        versions.release(refs[2].stack_digest)
-        await versions.acquire(refs[1], base, model)
-        versions.release(refs[1].stack_digest)
+            versions.release(ref.stack_digest)
+        assert resident(versions) == [second, first]
+        await versions.warm(refs[2], base, model)
+        assert resident(versions) == [first, third]
+        assert all(version.requests == 0 for version in versions.listed())
+
+    asyncio.run(run())
+
+
+def test_what_does_not_fit_waits_in_turn_for_what_is_held(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3, 4)]
+    digests = [ref.stack_digest for ref in refs]
+    untouched = store_version(store, base)
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=2 * SIZE)
+        for ref in refs[:2]:
+            await versions.acquire(ref, base, model)
+        third, fourth = (
+            asyncio.create_task(versions.acquire(ref, base, model)) for ref in refs[2:]
+        )
+        await settled()
+        assert resident(versions) == digests[:2]
+        assert await versions.acquire(untouched, base, model) == {}, "needs no room"
         await versions.acquire(refs[0], base, model)
-        assert resident() == [refs[1].stack_digest, refs[0].stack_digest]
+        versions.release(digests[1])
+        await settled()
+        assert third.done()
+        assert not fourth.done()
+        versions.release(digests[0])
+        await settled()
+        assert not fourth.done(), "another request holds it yet"
+        versions.release(digests[0])
+        await asyncio.wait_for(fourth, 10)
+        assert digests[0] not in resident(versions)
+
+    asyncio.run(run())
+
+
+def test_who_gives_up_waiting_stands_in_nobodys_way(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    big = store_version(store, base, {PATH: random_effect(1, 64, 96, "dense")})
+    held, small = (store_version(store, base, *deltas(seed)) for seed in (1, 2))
+    room = random_effect(1, 64, 96, "dense").nbytes
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=room)
+        await versions.acquire(held, base, model)
+        waiting = asyncio.create_task(versions.acquire(big, base, model))
+        behind = asyncio.create_task(versions.acquire(small, base, model))
+        await settled()
+        assert not behind.done()
+        waiting.cancel()
+        await asyncio.wait_for(behind, 10)
+        assert resident(versions) == [held.stack_digest, small.stack_digest]
+        versions.release(held.stack_digest)
+        versions.release(small.stack_digest)
+        await asyncio.wait_for(versions.acquire(big, base, model), 10)
+
+    asyncio.run(run())
+
+
+def test_what_is_larger_than_all_room_is_refused(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    large = store_version(store, base, *deltas(1))
+    small = store_version(store, base, {PATH: Effect(shift=torch.ones(64))})
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=SIZE - 1)
+        with pytest.raises(VersionUnavailable, match="ERRATA_RESIDENT_BYTES"):
+            await versions.acquire(large, base, model)
+        assert PATH in await versions.acquire(small, base, model)
+
+    asyncio.run(run())
+
+
+def test_a_stack_that_overflows_is_refused(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    huge = {PATH: Effect(scale=torch.full((64,), 3e38), shift=torch.full((64,), 3e38))}
+    assert "not finite" in refused(store, store_version(store, base, huge, huge), base, model)
+
+
+def test_what_left_the_device_is_found_in_host_memory(
+    store: ArtifactStore, base: Base, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3)]
+
+    async def run() -> None:
+        counting = SlowStore(tmp_path)
+        versions = Versions(counting, resident_bytes=SIZE, host_bytes=2 * SIZE)
+        for ref, reads in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
+            await versions.warm(refs[ref], base, model)
+            assert counting.reads == reads
+            assert resident(versions) == [refs[ref].stack_digest]
+
+    asyncio.run(run())
+
+
+def test_many_versions_cost_their_tensors(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    """Storages are exactly as large as what they hold, and nobody shares one."""
+    refs = [
+        store_version(store, base, {PATH: random_effect(seed, 64, 96, "rank1")})
+        for seed in range(8)
+    ]
+
+    async def run() -> None:
+        versions = Versions(store)
+        parts = [
+            part
+            for ref in refs
+            for part in (await versions.acquire(ref, base, model))[PATH].parts().values()
+        ]
+        storages = {part.untyped_storage().data_ptr(): part.untyped_storage() for part in parts}
+        held = sum(storage.nbytes() for storage in storages.values())
+        assert len(storages) == len(parts)
+        assert held == 8 * 4 * (64 + 96) == sum(version.nbytes for version in versions.listed())
 
     asyncio.run(run())
 
