@@ -41,11 +41,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def error_response(error: ErrataError) -> JSONResponse:
-    """409 and 410 tell OpenAI's client, which would retry a 409, that a retry is useless."""
+    """Some tell OpenAI's client, which would retry a 409 or a 504, that a retry is useless."""
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    if error.status in (409, 410, 422):
+    if error.status in (409, 410, 422, 504):
         headers["x-should-retry"] = "false"
     return JSONResponse({"error": error.body()}, error.status, headers)
 

@@ -15,6 +15,7 @@ from app import errors
 from app.admin.routes import router as admin
 from app.edits.routes import router as edits
 from app.endpoints.routes import router as endpoints
+from app.follower import Follower
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
 from app.services import DEFAULT_TENANT, Services
@@ -37,13 +38,15 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
             yield
             return
         bootstrap(services.database, DEFAULT_TENANT, services.bases.values())
-        dispatching = asyncio.create_task(_dispatch(services))
+        follower = Follower(services.database, services.bases, services.engine, services.notices)
+        tasks = [asyncio.create_task(work) for work in (_dispatch(services), follower.run())]
         try:
             yield
         finally:
-            dispatching.cancel()
-            with suppress(asyncio.CancelledError):
-                await dispatching
+            for task in tasks:
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    await task
             await services.engine.close()
             services.database.close()
 

@@ -28,6 +28,7 @@ from serving.client import EngineClient
 from workers.connection import connect
 from workers.dispatch import Dispatcher
 from workers.embedded import EmbeddedQueue
+from workers.notices import Notices
 from workers.supervisor import Child, Supervisor
 
 logger = logging.getLogger("errata.serve")
@@ -65,6 +66,7 @@ def serve(settings: Settings) -> None:
             artifacts=ArtifactStore(settings.artifact_folder),
             engine=EngineClient(engine_socket),
             dispatcher=Dispatcher(database, connect(redis_url, patience=QUEUE_PATIENCE), settings),
+            notices=Notices(redis_url),
         )
         for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it is done
             signal.signal(stop, _leave)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from sqlalchemy import Connection
 
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
@@ -14,6 +16,7 @@ from registry.database import Database
 from registry.settings import Settings
 from serving.client import EngineClient
 from workers.dispatch import Dispatcher
+from workers.notices import Notices
 
 DEFAULT_TENANT = "default"
 
@@ -28,6 +31,14 @@ class Services:
     artifacts: ArtifactStore
     engine: EngineClient
     dispatcher: Dispatcher
+    notices: Notices
+
+    @contextmanager
+    def moving(self) -> Iterator[Connection]:
+        """A transaction that moves an endpoint; replicas hear of it once it is committed."""
+        with self.database.write() as connection:
+            yield connection
+        self.notices.publish()
 
 
 @dataclass(frozen=True)
@@ -38,12 +49,13 @@ class Caller:
     actor: str
 
 
-def get_services(request: Request) -> Services:
+# Both are coroutines because a plain dependency costs a hop to a thread and back.
+async def get_services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-def get_caller() -> Caller:
+async def get_caller() -> Caller:
     """On loopback no key is asked for: everyone is the default tenant's owner."""
     return Caller(DEFAULT_TENANT, "local")
 

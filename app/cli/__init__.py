@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ cli = typer.Typer(
 bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_help=True)
 cli.add_typer(bench, name="bench")
 
+Dtype = Literal["float32", "bfloat16"]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Log warnings only.")]
 
 
@@ -112,6 +113,21 @@ def bench_editing(
     from benchmarks.editing import main as measure
 
     measure(json_file, cases, range(1, seeds + 1))
+
+
+@bench.command("serving")
+def bench_serving(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where a PNG goes.")] = None,
+    only: Annotated[str, typer.Option(help="Parts, by commas; all but gpt2 by default.")] = "",
+    threads: Annotated[int, typer.Option(help="CPU threads of the engine and its peers.")] = 2,
+    dtype: Annotated[Dtype, typer.Option(help="Of the engine and its peers.")] = "float32",
+    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
+) -> None:
+    """The engine beside its peers: prefill, generation, many versions, HTTP, swaps."""
+    from benchmarks.serving.run import main as measure
+
+    measure(json_file, plot_file, [part for part in only.split(",") if part], threads, dtype, quick)
 
 
 def main() -> None:

@@ -87,14 +87,14 @@ def put_endpoint(
             raise UnprocessableRequest(
                 f"{name!r}: names that begin with ver_ or base_ are reserved", param="name"
             )
-        with services.database.write() as connection:
+        with services.moving() as connection:
             endpoint = endpoints.create_endpoint(
                 connection, caller.tenant, name, body.state, actor=caller.actor
             )
         response.status_code = status.HTTP_201_CREATED
         return _with_etag(endpoint, response)
     generation = _required_generation(if_match)
-    with services.database.write() as connection:
+    with services.moving() as connection:
         endpoint = endpoints.move_endpoint(
             connection,
             caller.tenant,
@@ -114,7 +114,7 @@ def delete_endpoint(
 ) -> None:
     """Delete an endpoint; its versions and its history stay."""
     generation = _required_generation(if_match)
-    with services.database.write() as connection:
+    with services.moving() as connection:
         endpoints.delete_endpoint(
             connection, caller.tenant, name, generation=generation, actor=caller.actor
         )
@@ -132,7 +132,7 @@ def promote_endpoint(
     """Give the whole of a split endpoint to one of its versions."""
     body = body or PromoteBody()
     generation = _required_generation(if_match)
-    with services.database.write() as connection:
+    with services.moving() as connection:
         endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
         names = [target.version for target in endpoint.state]
         chosen = body.version or names[-1]
@@ -167,7 +167,7 @@ def rollback_endpoint(
     """Restore the whole state that a move replaced. A second rollback goes further back."""
     body = body or RollbackBody()
     generation = None if if_match is None else _required_generation(if_match)
-    with services.database.write() as connection:
+    with services.moving() as connection:
         before, after = endpoints.rollback_endpoint(
             connection,
             caller.tenant,

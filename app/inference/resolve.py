@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from app.inference.schemas import ProxyBody
 from registry import endpoints, versions
 from registry.bases import Base, base_of
 from registry.endpoints import Endpoint
-from registry.errors import Gone, NotFound
+from registry.errors import Gone, NotFound, UnprocessableRequest
 from registry.manifests import VersionManifest
+from serving.protocol import Proxy, VersionRef
 
 
 @dataclass(frozen=True)
@@ -23,18 +25,64 @@ class Resolved:
     manifest: VersionManifest
     generation: int | None
 
+
+@dataclass(frozen=True)
+class Admitted:
+    """What answers a request: a version, by proxy decoding with two more."""
+
+    resolved: Resolved
+    proxy: Proxy | None
+
     @property
     def headers(self) -> dict[str, str]:
-        headers = {"errata-version": self.manifest.id}
-        if self.generation is not None:
-            headers["errata-generation"] = str(self.generation)
+        headers = {"errata-version": self.resolved.manifest.id}
+        if self.resolved.generation is not None:
+            headers["errata-generation"] = str(self.resolved.generation)
+        if self.proxy is not None:
+            headers["errata-expert"] = self.proxy.expert.id
+            headers["errata-anti-expert"] = self.proxy.anti_expert.id
         return headers
 
 
+def admit(
+    connection: Connection,
+    bases: Mapping[str, Base],
+    tenant: str,
+    model: str,
+    proxy: ProxyBody | None,
+    user: str,
+) -> Admitted:
+    """The versions of ``model`` and of its proxies.
+
+    Raises:
+        UnprocessableRequest: they stand on different bases; and what ``resolve`` raises.
+    """
+    resolved = resolve(connection, bases, tenant, model, user)
+    if proxy is None:
+        return Admitted(resolved, None)
+    base = resolved.manifest.base
+    refs = {}
+    for role, name in (("expert", proxy.expert), ("anti_expert", proxy.anti_expert)):
+        manifest = resolve(connection, bases, tenant, name, user, f"proxy.{role}").manifest
+        if manifest.base != base:
+            raise UnprocessableRequest(
+                f"proxy.{role} {name!r} stands on base {manifest.base.name!r}, model {model!r} on"
+                f" {base.name!r}; proxy decoding needs versions of one base",
+                param=f"proxy.{role}",
+            )
+        refs[role] = VersionRef.of(manifest)
+    return Admitted(resolved, Proxy(**refs, alpha=proxy.alpha))
+
+
 def resolve(
-    connection: Connection, bases: Mapping[str, Base], tenant: str, model: str, user: str
+    connection: Connection,
+    bases: Mapping[str, Base],
+    tenant: str,
+    model: str,
+    user: str,
+    param: str = "model",
 ) -> Resolved:
-    """``model`` is an endpoint, a version's id or ``base_<name>``.
+    """``model`` is an endpoint, a version's id or ``base_<name>``; ``param`` is where it stands.
 
     Raises:
         NotFound (model_not_found), Gone (deleted version), VersionUnavailable (its base is not
@@ -43,7 +91,7 @@ def resolve(
     if model.startswith("base_"):
         base = bases.get(model.removeprefix("base_"))
         if base is None:
-            raise _no_model(model)
+            raise _no_model(model, param)
         return Resolved(model, VersionManifest(base.ref), None)
     if model.startswith("ver_"):
         version_id, generation = model, None
@@ -51,14 +99,14 @@ def resolve(
         try:
             endpoint = endpoints.get_endpoint(connection, tenant, model)
         except NotFound:
-            raise _no_model(model) from None
+            raise _no_model(model, param) from None
         version_id, generation = choose(endpoint, user), endpoint.generation
     try:
         version = versions.get_version(connection, tenant, version_id)
     except NotFound:
-        raise _no_model(model) from None
+        raise _no_model(model, param) from None
     if version.status == versions.DELETED:
-        raise Gone(f"version {version_id!r} was deleted", code="version_deleted", param="model")
+        raise Gone(f"version {version_id!r} was deleted", code="version_deleted", param=param)
     base_of(bases, version_id, version.manifest.base)
     return Resolved(model, version.manifest, generation)
 
@@ -78,10 +126,10 @@ def choose(endpoint: Endpoint, user: str) -> str:
     return state[0].version
 
 
-def _no_model(model: str) -> NotFound:
+def _no_model(model: str, param: str) -> NotFound:
     return NotFound(
         f"model {model!r} does not exist; GET /v1/models lists endpoints and bases,"
         " GET /v1/versions lists versions",
-        param="model",
+        param=param,
         code="model_not_found",
     )

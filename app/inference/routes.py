@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
-from app.inference.generate import Completion, merged, total_usage
-from app.inference.resolve import Resolved, resolve
+from app.inference.generate import Completion, best, total_usage, unless_gone
+from app.inference.resolve import Admitted, Resolved, admit, resolve
 from app.inference.schemas import ChatRequest, CompletionRequest, InferenceRequest
-from app.inference.shapes import ChatShape, TextShape
+from app.inference.shapes import ChatShape, ChunkEvents, TextShape, as_event
 from app.schemas import ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
 from registry import endpoints
 from registry.errors import ErrataError
 from registry.manifests import VersionManifest
-from serving.protocol import GenerateRequest, Piece, VersionRef
+from serving.protocol import GenerateRequest, Piece, Usage, VersionRef
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 MAX_LISTED = 1000
+#: The status of an answer that nobody waits for any more.
+CLIENT_GONE = 499
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The completion, or its chunks as server-sent events (stream: true).",
@@ -85,44 +86,51 @@ def get_model(model: Name, services: ServicesDep, caller: CallerDep) -> ModelBod
 
 @router.post("/completions", response_class=Response, responses=STREAMED)
 async def create_completion(
-    body: CompletionRequest, services: ServicesDep, caller: CallerDep
+    body: CompletionRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
     """Continue one or several prompts."""
     body.check_unsupported()
     prompts = body.prompts()
-    resolved = await _admitted(body, services, caller)
+    max_tokens = 16 if body.max_tokens is None else body.max_tokens
+    sampling = [body.sampling(i, max_tokens, body.logprobs) for i in range(body.samples)]
+    admitted = await _admitted(body, services, caller)
     requests = [
         GenerateRequest(
-            VersionRef.of(resolved.manifest),
-            body.sampling(index, body.max_tokens or 16, body.logprobs),
+            VersionRef.of(admitted.resolved.manifest),
+            params,
             **prompt,
+            echo=bool(body.echo),
+            proxy=admitted.proxy,
+            tenant=caller.tenant,
         )
         for prompt in prompts
-        for index in range(body.choices)
+        for params in sampling
     ]
-    shape = TextShape(resolved)
-    return await _answer(body, services, shape, requests, body.logprobs is not None)
+    return await _answer(body, request, services, TextShape(admitted), requests, body.logprobs)
 
 
 @router.post("/chat/completions", response_class=Response, responses=STREAMED)
 async def create_chat_completion(
-    body: ChatRequest, services: ServicesDep, caller: CallerDep
+    body: ChatRequest, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:
     """Answer a conversation through the base's chat template."""
     body.check_unsupported()
+    body.check_samples(1)
     messages = tuple(message.as_text(index) for index, message in enumerate(body.messages))
     logprobs = body.logprob_count
-    resolved = await _admitted(body, services, caller)
+    sampling = [body.sampling(i, body.token_limit, logprobs) for i in range(body.samples)]
+    admitted = await _admitted(body, services, caller)
     requests = [
         GenerateRequest(
-            VersionRef.of(resolved.manifest),
-            body.sampling(index, body.token_limit, logprobs),
+            VersionRef.of(admitted.resolved.manifest),
+            params,
             messages=messages,
+            proxy=admitted.proxy,
+            tenant=caller.tenant,
         )
-        for index in range(body.choices)
+        for params in sampling
     ]
-    shape = ChatShape(resolved)
-    return await _answer(body, services, shape, requests, logprobs is not None)
+    return await _answer(body, request, services, ChatShape(admitted), requests, logprobs)
 
 
 def _resolve(services: Services, caller: Caller, model: str, user: str) -> Resolved:
@@ -130,72 +138,78 @@ def _resolve(services: Services, caller: Caller, model: str, user: str) -> Resol
         return resolve(connection, services.bases, caller.tenant, model, user)
 
 
-async def _admitted(body: InferenceRequest, services: Services, caller: Caller) -> Resolved:
+async def _admitted(body: InferenceRequest, services: Services, caller: Caller) -> Admitted:
     user = body.safety_identifier or body.user or caller.actor
-    return await run_in_threadpool(_resolve, services, caller, body.model, user)
+
+    def find() -> Admitted:
+        with services.database.read() as connection:
+            return admit(connection, services.bases, caller.tenant, body.model, body.proxy, user)
+
+    return await run_in_threadpool(find)
 
 
 async def _answer(
     body: InferenceRequest,
+    request: Request,
     services: Services,
     shape: TextShape,
     requests: Sequence[GenerateRequest],
-    logprobs: bool,
+    logprobs: int | None,
 ) -> Response:
     """Wait for the first piece, so that what the engine refuses is an HTTP error, then answer."""
-    completions = [Completion() for _ in requests]
-    stream = merged(services.engine, requests)
-    headers = shape.resolved.headers
+    seconds = body.seconds(services.settings.request_seconds)
+    pieces = services.engine.generate_all(requests, seconds=seconds)
+    headers = shape.admitted.headers
     if body.stream:
-        first = await anext(stream)
-        chunks = _chunks(body, shape, completions, first, stream, logprobs)
-        return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
-    async with aclosing(stream):
-        async for index, piece in stream:
+        first = await unless_gone(request, anext(pieces))
+        if first is None:
+            return Response(status_code=CLIENT_GONE)
+        events = _events(body, shape, len(requests), first, pieces)
+        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    completions = await unless_gone(request, _whole(pieces, len(requests)))
+    if completions is None:
+        return Response(status_code=CLIENT_GONE)
+    usage = total_usage([completion.usage for completion in completions], body.samples)
+    chosen = best(completions, body.samples, body.choices)
+    return JSONResponse(shape.whole(chosen, usage, logprobs is not None), headers=headers)
+
+
+async def _whole(
+    pieces: AsyncGenerator[tuple[int, Piece], None], requests: int
+) -> list[Completion]:
+    completions = [Completion() for _ in range(requests)]
+    async with aclosing(pieces):
+        async for index, piece in pieces:
             completions[index].add(piece)
-    usage = total_usage(completions, body.choices)
-    return JSONResponse(shape.whole(completions, usage, logprobs), headers=headers)
+    return completions
 
 
-async def _chunks(
+async def _events(
     body: InferenceRequest,
     shape: TextShape,
-    completions: Sequence[Completion],
+    requests: int,
     first: tuple[int, Piece],
-    stream: AsyncGenerator[tuple[int, Piece], None],
-    logprobs: bool,
-) -> AsyncIterator[str]:
-    async with aclosing(stream):
-        for index in range(len(completions)):
-            if (opening := shape.opening(index)) is not None:
-                yield _event(opening)
+    pieces: AsyncGenerator[tuple[int, Piece], None],
+) -> AsyncIterator[bytes]:
+    """The chunks as server-sent events."""
+    usages = [Usage(0, 0)] * requests
+    events = [ChunkEvents(shape, index) for index in range(requests)]
+    async with aclosing(pieces):
+        for choice in events:
+            if choice.opening:
+                yield choice.opening
+        item: tuple[int, Piece] | None = first
         try:
-            yield _piece_event(shape, completions, *first, logprobs)
-            async for index, piece in stream:
-                if piece.text or piece.finish_reason or piece.logprobs:
-                    yield _piece_event(shape, completions, index, piece, logprobs)
-                else:
-                    completions[index].add(piece)
+            while item is not None:
+                index, piece = item
+                if piece.usage is not None:
+                    usages[index] = piece.usage
+                if event := events[index].of(piece):
+                    yield event
+                item = await anext(pieces, None)
         except ErrataError as error:
-            yield _event({"error": error.body()})
+            yield as_event({"error": error.body()})
             return
     if body.include_usage:
-        yield _event(shape.usage_chunk(total_usage(completions, body.choices)))
-    yield "data: [DONE]\n\n"
-
-
-def _piece_event(
-    shape: TextShape,
-    completions: Sequence[Completion],
-    index: int,
-    piece: Piece,
-    logprobs: bool,
-) -> str:
-    offset = sum(len(entry.text) for entry in completions[index].logprobs)
-    completions[index].add(piece)
-    entries = (piece.logprobs or ()) if logprobs else None
-    return _event(shape.chunk(index, piece.text, entries, piece.finish_reason, offset))
-
-
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+        yield as_event(shape.usage_chunk(total_usage(usages, body.samples)))
+    yield b"data: [DONE]\n\n"

@@ -2,23 +2,88 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from registry.errors import UnprocessableRequest, UnsupportedParameter
-from serving.protocol import SamplingParams
-
-MAX_CHOICES = 128
+from serving.protocol import (
+    MAX_BIAS,
+    MAX_BIASES,
+    MAX_CHOICES,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_TOKENS,
+    MAX_STOPS,
+    Grammar,
+    SamplingParams,
+)
 
 Token = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(max_length=1_000_000)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
+TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     include_usage: bool = False
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True)
+
+    name: Annotated[str, Field(max_length=64)] = "schema"
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class PlainFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["text", "json_object"]
+
+    def grammar(self) -> Grammar | None:
+        return None if self.type == "text" else Grammar("json_schema", '{"type": "object"}')
+
+
+class SchemaFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    def grammar(self) -> Grammar:
+        text = json.dumps(self.json_schema.json_schema, ensure_ascii=False)
+        return Grammar("json_schema", text)
+
+
+class RegexFormat(BaseModel):
+    """This service's own: the whole text matches the regular expression."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["regex"]
+    regex: Annotated[str, Field(min_length=1)]
+
+    def grammar(self) -> Grammar:
+        return Grammar("regex", self.regex)
+
+
+ResponseFormat = Annotated[PlainFormat | SchemaFormat | RegexFormat, Field(discriminator="type")]
+
+
+class ProxyBody(BaseModel):
+    """Proxy decoding: logits + alpha (expert - anti-expert), all three on one base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    expert: Annotated[str, Field(min_length=1, max_length=256)]
+    anti_expert: Annotated[str, Field(min_length=1, max_length=256)]
+    alpha: Annotated[float, Field(ge=-100, le=100)] = 1.0
 
 
 class InferenceRequest(BaseModel):
@@ -28,9 +93,6 @@ class InferenceRequest(BaseModel):
 
     #: Parameters of OpenAI's that change nothing here when they have one of these values.
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
-        "frequency_penalty": (0, None),
-        "presence_penalty": (0, None),
-        "logit_bias": (None, {}),
         "service_tier": (None, "auto", "default"),
         "store": (None, False),
         "metadata": (None, {}),
@@ -41,15 +103,21 @@ class InferenceRequest(BaseModel):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] | None = 1.0
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
+    presence_penalty: Penalty | None = 0.0
+    frequency_penalty: Penalty | None = 0.0
+    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: (
-        Annotated[str, Field(min_length=1, max_length=1000)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)
-        ]
-        | None
-    ) = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)] | None = None
+    ignore_eos: bool = False
+    min_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    response_format: ResponseFormat | None = None
+    proxy: ProxyBody | None = None
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=1000)] | None = None
@@ -74,9 +142,46 @@ class InferenceRequest(BaseModel):
     def choices(self) -> int:
         return self.n or 1
 
+    @property
+    def samples(self) -> int:
+        """How many completions of a prompt are computed, of which ``choices`` are answered."""
+        return self.best_of or self.choices
+
+    def seconds(self, most: float) -> float:
+        """The time the answer may take. Raises UnprocessableRequest for more than ``most``."""
+        if self.timeout is None:
+            return most
+        if self.timeout > most:
+            raise UnprocessableRequest(
+                f"timeout is {self.timeout:g} s; the most is {most:g} (ERRATA_REQUEST_SECONDS)",
+                param="timeout",
+            )
+        return self.timeout
+
+    def check_samples(self, prompts: int) -> None:
+        """Raises UnprocessableRequest for too many completions, or too few to choose from."""
+        if self.samples < self.choices:
+            raise UnprocessableRequest(
+                f"best_of is {self.best_of}; it must be at least n, {self.choices}", param="best_of"
+            )
+        if self.samples > self.choices and self.stream:
+            raise UnprocessableRequest(
+                "best_of chooses among whole completions: leave out stream or best_of",
+                param="best_of",
+            )
+        if prompts * self.samples > MAX_CHOICES:
+            param = "n" if self.best_of is None else "best_of"
+            raise UnprocessableRequest(
+                f"{prompts} prompts with {param}={self.samples} make more than {MAX_CHOICES}"
+                " completions; send fewer in one request",
+                param=param,
+            )
+
     def sampling(self, index: int, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """The parameters of choice ``index``; choices of one seeded request differ."""
+        """The parameters of sample ``index``; samples of one seeded request differ."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        if logprobs is None and self.samples > self.choices:
+            logprobs = 0  # the samples are ranked by them
         seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
         return SamplingParams(
             max_tokens=max_tokens,
@@ -86,14 +191,21 @@ class InferenceRequest(BaseModel):
             stop=tuple(stops),
             seed=seed,
             logprobs=logprobs,
+            ignore_eos=self.ignore_eos,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=tuple((int(t), bias) for t, bias in (self.logit_bias or {}).items()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            min_tokens=self.min_tokens,
+            grammar=None if self.response_format is None else self.response_format.grammar(),
         )
 
 
 class CompletionRequest(InferenceRequest):
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
         **InferenceRequest.neutral,
-        "best_of": (None, 1),
-        "echo": (None, False),
         "suffix": (None, ""),
     }
 
@@ -105,8 +217,9 @@ class CompletionRequest(InferenceRequest):
             list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=128)
         ]
     )
-    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = 16
+    max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = 16
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = False
 
     def prompts(self) -> list[dict[str, Any]]:
         """Each prompt as GenerateRequest's ``prompt`` or ``prompt_tokens``."""
@@ -119,12 +232,7 @@ class CompletionRequest(InferenceRequest):
                 {"prompt": p} if isinstance(p, str) else {"prompt_tokens": tuple(p)}
                 for p in self.prompt
             ]
-        if len(prompts) * self.choices > MAX_CHOICES:
-            raise UnprocessableRequest(
-                f"{len(prompts)} prompts with n={self.choices} make more than {MAX_CHOICES}"
-                " completions; send fewer in one request",
-                param="n",
-            )
+        self.check_samples(len(prompts))
         return prompts
 
 
@@ -132,7 +240,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[dict[str, Any]]
+    content: Text | Annotated[list[dict[str, Any]], Field(max_length=1000)]
     name: str | None = None
 
     def as_text(self, index: int) -> dict[str, str]:
@@ -159,7 +267,6 @@ class ChatRequest(InferenceRequest):
         "functions": (None, []),
         "function_call": (None, "none", "auto"),
         "parallel_tool_calls": (None, True, False),
-        "response_format": (None, {"type": "text"}),
         "modalities": (None, ["text"]),
         "audio": (None,),
         "prediction": (None,),

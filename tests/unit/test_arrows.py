@@ -21,6 +21,7 @@ QUEUE_SIDE = {
     "workers.connection",
     "workers.dispatch",
     "workers.embedded",
+    "workers.notices",
     "workers.recipes",
     "workers.supervisor",
     "workers.worker",

@@ -2,6 +2,9 @@
 
 from collections import Counter
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from app.inference.resolve import choose
 from registry.endpoints import Endpoint
 from registry.moves import Target
@@ -27,6 +30,21 @@ def test_a_growing_share_moves_each_user_once() -> None:
             assert (before, after) != ("canary", "stable")
             served[user] = after
     assert Counter(served.values())["canary"] > 0.95 * len(USERS)
+
+
+SHARES = st.lists(st.floats(0.001, 0.999), min_size=1, max_size=6).map(sorted)
+
+
+@given(user=st.text(), shares=SHARES, scale=st.sampled_from([1e-3, 1.0, 100.0]))
+def test_nobody_moves_twice_on_the_way_to_the_whole(
+    user: str, shares: list[float], scale: float
+) -> None:
+    """Whatever the weights add up to, and with the first and last states not split at all."""
+    states = [(Target("stable"),)]
+    states += [(Target("stable", (1 - s) * scale), Target("canary", s * scale)) for s in shares]
+    states += [(Target("canary"),)]
+    served = [choose(Endpoint("default", "facts", 1, state, 0.0), user) for state in states]
+    assert served == sorted(served, reverse=True), "stable at first, canary at last"
 
 
 def test_one_version_serves_everybody() -> None:
