@@ -46,8 +46,9 @@ openapi: $(READY)  ## Write openapi/openapi.json anew.
 atlas: $(READY)  ## Train the bundled base again (under 15 minutes on 2 cores).
 	$(BIN)/python -m editing.atlas.train
 
-bench: $(READY)  ## Measure editing on atlas; figures in bench-editing.json.
+bench: $(READY)  ## Measure editing and serving; figures in bench-*.json.
 	$(BIN)/errata bench editing --json bench-editing.json
+	$(BIN)/errata bench serving --json bench-serving.json --plot bench-serving.png
 
 lock: $(READY)  ## Pin what is installed now.
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+).*/\1/' > requirements.lock

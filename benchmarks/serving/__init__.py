@@ -1,0 +1,1 @@
+"""The engine beside its peers: same process, same weights, same prompts, runs interleaved."""
