@@ -55,7 +55,7 @@ def measure_invariance(bench: Bench) -> Part:
     steps = -(-scale.compared_steps // TOGETHER)
     prompts = bench.draw([min(SHORT, scale.longest)] * TOGETHER)()
     for mode, engine in (("default", bench.ours), ("invariant", invariant)):
-        wanted = steps if mode == "default" else min(steps, 8)
+        wanted = steps if mode == "default" else min(steps, 4)
         bench.console.log(f"{mode} mode: logits in a batch of {TOGETHER} and alone")
         part.detail[f"{mode}_mode"] = found = compare_alone(engine, prompts, wanted)
         part.figures[f"{mode}_mode_argmax_flips"] = found["argmax_flips"]

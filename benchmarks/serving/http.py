@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.serving.bench import Bench, Part
 from benchmarks.serving.clients import Stream, completion, start_stream, stream_all
-from benchmarks.serving.timing import timed
+from benchmarks.serving.timing import frozen_heap, timed
 from registry.bases import Base
 from registry.errors import ErrataError
 
@@ -57,7 +57,8 @@ def _beside_engine(bench: Bench, base: Base, tokens: int) -> dict[str, Any]:
     for number in range(bench.scale.rounds + 1):
         prompts = [[token % vocabulary for token in prompt] for prompt in draw()]
         seconds, _ = timed(lambda prompts: engine.generate(prompts, tokens), prompts)
-        answer = asyncio.run(stream_all(bench.served.url, f"base_{base.name}", prompts, tokens))
+        with frozen_heap():
+            answer = asyncio.run(stream_all(bench.served.url, f"base_{base.name}", prompts, tokens))
         if answer["failed"]:
             raise ErrataError(f"{answer['failed']} streams of {base.name} did not end well")
         if number:
@@ -147,7 +148,8 @@ def measure_swaps(bench: Bench) -> Part:
     median of that request's own time under the same load.
     """
     bench.console.log("swaps")
-    found = asyncio.run(_swap(bench))
+    with frozen_heap():
+        found = asyncio.run(_swap(bench))
     own = median(found.answers)
     effects = [seconds - own for seconds in found.effects]
     ratios = [

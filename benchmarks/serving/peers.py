@@ -211,7 +211,7 @@ class ContinuousBatching:
 
     #: Rows of a step: more make a larger dense mask, fewer cut prompts in more parts.
     STEPS = (512, 1024)
-    PAGES = (32, 256)
+    SETTINGS = ((512, 32), (512, 256), (1024, 256))  # with the tokens of a page
 
     def __init__(self, model: PreTrainedModel, new_tokens: int, capacity: int) -> None:
         self._model: Any = model
@@ -222,8 +222,7 @@ class ContinuousBatching:
     def variants(self) -> dict[str, Contestant]:
         return {
             f"{tokens} tokens a step, pages of {page}": self._variant(tokens, page)
-            for tokens in self.STEPS
-            for page in self.PAGES
+            for tokens, page in self.SETTINGS
         }
 
     def fewer_variants(self) -> dict[str, Contestant]:
