@@ -90,9 +90,10 @@ def load_lane(base: Base, settings: Settings) -> Lane:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UnsupportedModel(f"ERRATA_DEVICE={name}: this machine has no GPU that torch can use")
-    return torch.device(name)
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedModel(f"ERRATA_DEVICE={name}: this machine has no GPU of that number")
+    return device
 
 
 def _kv_bytes(device: torch.device) -> int:

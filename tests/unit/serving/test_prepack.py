@@ -16,12 +16,6 @@ def is_packed(module: nn.Module) -> bool:
     return "forward" in vars(module)
 
 
-@pytest.fixture(autouse=True)
-def needs_mkldnn() -> None:
-    if not torch.backends.mkldnn.is_available():
-        pytest.skip("this torch has no oneDNN")
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_prepacked_products_are_the_plain_ones(name: str) -> None:
     plain, packed = random_model(name), random_model(name)
@@ -76,8 +70,7 @@ def test_a_weight_of_two_modules_is_packed_once() -> None:
 
 def test_bfloat16_is_packed() -> None:
     plain, packed = (random_model("llama").to(torch.bfloat16) for _ in range(2))
-    if not prepack(packed):
-        pytest.skip("this machine has no such product")
+    prepack(packed)  # nothing, on a machine without such products
     expected, found = (plain_logits(model, TOKENS, {}) for model in (plain, packed))
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
