@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 from benchmarks.serving.ours import Ours
 from benchmarks.serving.peers import load_peer
 from benchmarks.serving.service import Served, serve
-from benchmarks.serving.timing import Contestant, Draw, Duel, duel, fastest
+from benchmarks.serving.timing import Contestant, Draw, Duel, duel, fastest, timed, usual_memory
 from benchmarks.serving.workload import (
     Scale,
     drawing,
@@ -107,6 +108,15 @@ class Bench:
     def draw(self, sizes: list[int]) -> Draw:
         return drawing(sizes, self.scale.vocabulary)
 
+    def glimpse(
+        self, name: str, rival: Contestant, ours: Duel, draw: Draw, *, is_library: bool = True
+    ) -> dict[str, Any]:
+        """One run of a rival too slow for turns, beside the median that ours took elsewhere."""
+        self.console.log(f"{name}: one run")
+        with usual_memory() if is_library else nullcontext():
+            seconds, _ = timed(rival, draw())
+        return {"seconds": seconds, "ratio_of_one_run": seconds / median(ours.ours)}
+
     def compete(
         self,
         name: str,
@@ -115,8 +125,12 @@ class Bench:
         draw: Draw,
         *,
         is_library: bool = True,
+        is_warm: bool = False,
     ) -> tuple[Duel, dict[str, Any]]:
-        """The quickest variant of a rival against ours, and the detail to keep of it."""
+        """The quickest variant of a rival against ours, and the detail to keep of it.
+
+        A rival of several variants is warm after the sweep, another one if ``is_warm`` says so.
+        """
         self.console.log(name)
         chosen, swept = next(iter(variants)), dict[str, float]()
         if is_swept := len(variants) > 1:
@@ -126,7 +140,7 @@ class Bench:
             ours,
             draw,
             self.scale.rounds,
-            is_warm=is_swept,
+            is_warm=is_warm or is_swept,
             is_library=is_library,
         )
         return result, {"variant": chosen, "sweep_seconds": swept, **result.to_json()}

@@ -26,7 +26,7 @@ ASKED, ANSWER = 200, 12
 
 
 def measure_generation(bench: Bench) -> Part:
-    """Against continuous batching at its best settings."""
+    """Against continuous batching at its best settings; one run of a padded batch."""
     scale = bench.scale
     sizes = lengths(scale.prompts, scale.longest)
     draw = bench.draw(sizes)
@@ -37,6 +37,9 @@ def measure_generation(bench: Bench) -> Part:
     against, part.detail[figure] = bench.compete(figure, rival.variants(), ours, draw)
     rival.close()
     part.figures[figure] = against.ratio
+    figure = "generate_vs_padded_generate"
+    padded = peers.padded_generate(bench.peer, scale.new_tokens)
+    part.detail[figure] = bench.glimpse(figure, padded, against, draw)
     tokens = scale.prompts * scale.new_tokens
     part.detail["tokens_per_second"] = tokens / median(against.ours)
     return part

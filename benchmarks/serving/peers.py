@@ -202,6 +202,20 @@ def _sorted_in(size: int, run: Contestant) -> Contestant:
 # -- generation -------------------------------------------------------------------------------
 
 
+def padded_generate(model: PreTrainedModel, new_tokens: int) -> Contestant:
+    """``generate`` on all prompts in one batch, padded left."""
+    options = _greedy(new_tokens, eos=None)
+
+    @torch.inference_mode()
+    def run(prompts: Prompts) -> list[list[int]]:
+        ids, mask = _left(prompts)
+        whole: Any = model.generate(ids, attention_mask=mask, generation_config=options)  # type: ignore[operator]
+        new: list[list[int]] = whole[:, ids.shape[1] :].tolist()
+        return new
+
+    return _placed(model, run)
+
+
 class ContinuousBatching:
     """transformers' continuous batching, what ``generate_batch`` runs, its pool kept between calls
     as the engine's is.
