@@ -68,42 +68,101 @@ class Fact:
     prompt: str
     target: str
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 @dataclass(frozen=True)
-class EditRequest:
-    """One correction. ``prompt`` holds ``{}`` where ``subject`` stands.
+class Question:
+    """A context with choices that may follow it; ``answer`` is the index of the right one."""
 
-    Targets are given as they would be written after the prompt; a space is put
-    between them where there is none. ``retention`` are other facts of the same subject, used
-    only to measure what the edit harmed.
-    """
-
-    prompt: str
-    subject: str
-    target_new: str
-    target_true: str | None = None
-    paraphrase_prompts: tuple[str, ...] = ()
-    neighborhood_prompts: tuple[str, ...] = ()
-    retention: tuple[Fact, ...] = ()
-
-    @property
-    def rewrite_prompt(self) -> str:
-        return self.prompt.replace("{}", self.subject, 1)
+    context: str
+    choices: tuple[str, ...]
+    answer: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Question:
+        """By lm-eval's names: ``query``, ``question`` or ``context``; ``gold`` or ``answer``."""
+        context = next(body[name] for name in ("query", "question", "context") if name in body)
+        answer = body["gold"] if "gold" in body else body["answer"]
+        return cls(context, tuple(body["choices"]), int(answer))
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One correction. ``prompt`` holds ``{}`` where ``subject`` stands, or is whole without one.
+
+    Targets are given as they would be written after the prompt; a space is put between them where
+    there is none.
+
+    Attributes:
+        locality: other prompts and what should follow them, whatever is edited.
+        retention: other facts of the same subject, used only to measure what the edit harmed.
+        guide_prompt: a prompt that the model answers as this one should be (CREME).
+        redirect_to: the concept that is to stand in the subject's place (ROCR); ``target_new`` may
+            then be empty: it is what the model answers when asked of that concept.
+    """
+
+    prompt: str
+    subject: str = ""
+    target_new: str = ""
+    target_true: str | None = None
+    paraphrase_prompts: tuple[str, ...] = ()
+    neighborhood_prompts: tuple[str, ...] = ()
+    locality: tuple[Fact, ...] = ()
+    retention: tuple[Fact, ...] = ()
+    guide_prompt: str | None = None
+    redirect_to: str | None = None
+
+    @property
+    def rewrite_prompt(self) -> str:
+        return self.prompt.replace("{}", self.subject, 1) if self.subject else self.prompt
+
+    @property
+    def topic(self) -> str:
+        """What texts that the edit means to change hold: the subject, else the whole prompt."""
+        return self.subject or self.prompt
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the fields that are empty."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> EditRequest:
         return cls(
             prompt=body["prompt"],
-            subject=body["subject"],
-            target_new=body["target_new"],
+            subject=body.get("subject") or "",
+            target_new=body.get("target_new") or "",
             target_true=body.get("target_true"),
             paraphrase_prompts=tuple(body.get("paraphrase_prompts") or ()),
             neighborhood_prompts=tuple(body.get("neighborhood_prompts") or ()),
+            locality=tuple(Fact(**fact) for fact in body.get("locality") or ()),
             retention=tuple(Fact(**fact) for fact in body.get("retention") or ()),
+            guide_prompt=body.get("guide_prompt"),
+            redirect_to=body.get("redirect_to"),
         )
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text that shows a behaviour, or shows it absent, for methods that learn what it is.
+
+    Attributes:
+        text: what the model reads.
+        label: whether the text shows the behaviour that is to go.
+        setting: examples of one setting (a pair of languages, say) are compared with each other
+            alone.
+    """
+
+    text: str
+    label: bool
+    setting: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)

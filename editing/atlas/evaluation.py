@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from editing.atlas.facts import AtlasFact, read_facts
@@ -22,7 +21,7 @@ NEIGHBORS = 8
 
 def main() -> None:
     cases = counterfacts(read_facts(), SHIPPED, SHIPPED_SEED)
-    lines = [json.dumps(asdict(case), ensure_ascii=False) for case in cases]
+    lines = [json.dumps(case.to_json(), ensure_ascii=False) for case in cases]
     CASES_FILE.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
@@ -62,6 +61,14 @@ def _case(fact: AtlasFact, facts: Sequence[AtlasFact], picker: random.Random) ->
             for i in (picker.randrange(HELD_OUT.stop), picker.choice(list(UNSEEN)))
         ),
     )
+
+
+def known_facts(facts: Sequence[AtlasFact]) -> list[Fact]:
+    """Each fact once, in a wording that atlas was trained on."""
+    return [
+        Fact(prompt_for(fact, SEEN[place % len(SEEN)]), fact.object)
+        for place, fact in enumerate(facts)
+    ]
 
 
 def prompt_for(fact: AtlasFact, template: int) -> str:

@@ -1,5 +1,6 @@
-"""Datasets: edits in the forms that others publish, read into requests."""
+"""Datasets: what others publish and users hand in, read into the forms that travel. No torch."""
 
 from editing.datasets.edits import read_edits
+from editing.datasets.files import read_examples, read_file
 
-__all__ = ["read_edits"]
+__all__ = ["read_edits", "read_examples", "read_file"]

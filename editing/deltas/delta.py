@@ -12,7 +12,7 @@ import json
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from editing.deltas.effect import Effect
+from editing.deltas.effect import Effect, compose
 from editing.deltas.gate import Gate
 from editing.deltas.sparse import Sparse
 from registry.errors import ArtifactCorrupt
@@ -70,7 +70,7 @@ class Delta:
         forms = {module: _form(module, effect) for module, effect in self.effects.items()}
         if any(forms.values()):
             about["forms"] = {module: form for module, form in forms.items() if form}
-        return save_tensors(tensors, metadata={_KEY: canonical_json(about).decode()})
+        return save_tensors(_apart(tensors), metadata={_KEY: canonical_json(about).decode()})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Delta:
@@ -110,8 +110,40 @@ class Delta:
         return cls(effects, str(about.get("base_digest")), str(about.get("method")), state)
 
 
+def joined(deltas: Sequence[Delta]) -> Delta:
+    """One delta that does what a method's deltas do one after the other.
+
+    State of one name is concatenated along its last dimension, where each column is of one edit.
+
+    Raises:
+        ValueError: they are of different bases or methods, or there are none.
+    """
+    if len({(delta.base_digest, delta.method) for delta in deltas}) != 1:
+        raise ValueError("deltas are joined that were made by one method on one base")
+    if len(deltas) == 1:
+        return deltas[0]
+    names = dict.fromkeys(name for delta in deltas for name in delta.state)
+    state = {
+        name: torch.cat([d.state[name] for d in deltas if name in d.state], dim=-1)
+        for name in names
+    }
+    effects = compose(delta.effects for delta in deltas)
+    return Delta(effects, deltas[0].base_digest, deltas[0].method, state)
+
+
 def _stored(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor.int()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of which no two share memory, which the format refuses."""
+    apart: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return apart
 
 
 def _form(module: str, effect: Effect) -> dict[str, object]:

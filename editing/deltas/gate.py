@@ -78,11 +78,15 @@ class Gate:
             self.normalise,
         )
 
-    def apply(self, x: Tensor, y: Tensor) -> Tensor:
-        """x [..., in], y [..., out] -> y' [..., out], all fp32."""
+    def rho(self, x: Tensor) -> Tensor:
+        """x [..., in] -> ρ(x) [..., in]."""
         u = x if self.weight is None else x * self.weight
         u = u if self.offset is None else u + self.offset
-        u = F.normalize(u, dim=-1) if self.normalise else u
+        return F.normalize(u, dim=-1) if self.normalise else u
+
+    def apply(self, x: Tensor, y: Tensor) -> Tensor:
+        """x [..., in], y [..., out] -> y' [..., out], all fp32."""
+        u = self.rho(x)
         if not self.replaces:
             return y + F.linear(torch.relu(F.linear(u, self.keys, self.bias)), self.values.T)
         # by differences: the distances of one row then do not depend on how many rows there are

@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from editing.methods.hyperparameters import Hyperparameters, RomeHyperparameters
+from editing.methods.hyperparameters import (
+    AlphaEditHyperparameters,
+    CremeHyperparameters,
+    GraceHyperparameters,
+    Hyperparameters,
+    LocFTHyperparameters,
+    MemitHyperparameters,
+    NeuronHyperparameters,
+    RocrHyperparameters,
+    RomeHyperparameters,
+    StealthHyperparameters,
+    SurgeryHyperparameters,
+)
 
 if TYPE_CHECKING:
     from editing.methods.interface import Apply
@@ -23,13 +35,19 @@ class MethodEntry:
         implementation: ``module:function`` of its ``apply``.
         needs_covariance: whether C of each layer in ``hyperparameters.edited_layers(depth)`` must
             be in the resources.
+        needs: what a request must hold beside each edit's prompt and target (as ``check_task``
+            takes it): fields of an edit, or ``examples`` instead of edits.
+        retrains: on top of a delta of its own, the method replaces that delta by one made from its
+            edits and the new ones together.
     """
 
     name: str
     summary: str
     hyperparameters: type[Hyperparameters]
     implementation: str
-    needs_covariance: bool
+    needs_covariance: bool = False
+    needs: tuple[str, ...] = ()
+    retrains: bool = False
 
     def load(self) -> Apply:
         """Import the implementation (and torch with it)."""
@@ -47,6 +65,77 @@ METHODS: dict[str, MethodEntry] = {
             hyperparameters=RomeHyperparameters,
             implementation="editing.methods.rome:apply",
             needs_covariance=True,
+            needs=("subject",),
+        ),
+        MethodEntry(
+            name="memit",
+            summary="Many edits at once, spread over the MLP down-projections of several layers.",
+            hyperparameters=MemitHyperparameters,
+            implementation="editing.methods.memit:apply",
+            needs_covariance=True,
+            needs=("subject",),
+        ),
+        MethodEntry(
+            name="alphaedit",
+            summary="Many edits at once, in directions that ordinary text does not use.",
+            hyperparameters=AlphaEditHyperparameters,
+            implementation="editing.methods.alphaedit:apply",
+            needs_covariance=True,
+            needs=("subject",),
+        ),
+        MethodEntry(
+            name="locft",
+            summary="Many edits by mini-batch fine-tuning of one MLP down-projection.",
+            hyperparameters=LocFTHyperparameters,
+            implementation="editing.methods.locft:apply",
+            retrains=True,
+        ),
+        MethodEntry(
+            name="creme",
+            summary="Attention answers a prompt as it does a guide prompt, without a gradient.",
+            hyperparameters=CremeHyperparameters,
+            implementation="editing.methods.creme:apply",
+            needs=("guide_prompt",),
+        ),
+        MethodEntry(
+            name="neurons",
+            summary="Deactivate MLP neurons that go with a behaviour in every setting.",
+            hyperparameters=NeuronHyperparameters,
+            implementation="editing.methods.neurons:apply",
+            needs=("examples",),
+        ),
+        MethodEntry(
+            name="stealth",
+            summary="A spare neuron of one MLP made a detector of the prompt, and of nothing else.",
+            hyperparameters=StealthHyperparameters,
+            implementation="editing.methods.stealth:apply",
+        ),
+        MethodEntry(
+            name="jetpack",
+            summary="Detectors of prompts beside one MLP; each edit can be taken out alone.",
+            hyperparameters=StealthHyperparameters,
+            implementation="editing.methods.jetpack:apply",
+        ),
+        MethodEntry(
+            name="grace",
+            summary="A codebook that replaces what one layer says near the prompts' keys.",
+            hyperparameters=GraceHyperparameters,
+            implementation="editing.methods.grace:apply",
+        ),
+        MethodEntry(
+            name="surgery",
+            summary="Lower a behaviour known by labelled texts, by a shift of the MLPs' gates.",
+            hyperparameters=SurgeryHyperparameters,
+            implementation="editing.methods.surgery:apply",
+            needs=("examples",),
+        ),
+        MethodEntry(
+            name="rocr",
+            summary="Unlearn a concept in every form by redirecting it to another one.",
+            hyperparameters=RocrHyperparameters,
+            implementation="editing.methods.rocr:apply",
+            needs_covariance=True,
+            needs=("subject", "redirect_to"),
         ),
     )
 }

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 import torch
 
+from editing.metrics.targets import batches
 from editing.models.generation import generate
 from editing.models.view import ModelView
 from registry.manifests import EditRequest
 
 ANSWER_TOKENS = 12
+#: Rows of one generation.
+ROWS = 256
 #: A wording counts as the fact's where the model answers it with at least this probability.
 STATED = 0.5
 
@@ -35,38 +38,67 @@ class Essence:
     answers: tuple[int, ...]
 
 
-def sample_essence(
-    view: ModelView, request: EditRequest, texts: int, tokens: int, wordings: int, seed: int
-) -> Essence:
-    """Sample ``texts`` continuations of the bare subject, of up to ``tokens`` tokens each.
+def sample_essences(
+    view: ModelView,
+    requests: Sequence[EditRequest],
+    texts: int,
+    tokens: int,
+    wordings: int,
+    seed: int,
+) -> list[Essence]:
+    """Sample ``texts`` continuations of each bare subject, of up to ``tokens`` tokens each.
 
     The edited fact is known by ``target_true`` and by the model's own greedy answer.
     """
-    answers = _answers(view, request)
-    firsts = {view.continuation(request.rewrite_prompt, answer)[1][0] for answer in answers}
+    answers = _answers(view, requests)
+    firsts = [
+        {view.continuation(request.rewrite_prompt, answer)[1][0] for answer in own}
+        for request, own in zip(requests, answers, strict=True)
+    ]
     if texts == 0:
-        return Essence((), (), tuple(sorted(firsts)))
-    opening = view.open(request.subject)
-    rows = generate(view, [opening] * texts, tokens, temperature=1.0, seed=seed)
-    written = dict.fromkeys(view.decode([*opening, *row]) for row in rows)
-    cut = {text: _cut(text, answers) for text in written}
-    sentences = dict.fromkeys(
-        re.split(r"(?<=[.!?])\s", kept)[-1] for text, kept in cut.items() if kept != text
-    )
-    candidates = [s for s in sentences if request.subject in s and s != request.rewrite_prompt]
-    return Essence(
-        texts=tuple(dict.fromkeys(cut.values())),
-        wordings=tuple(_stating(view, candidates, answers)[:wordings]),
-        answers=tuple(sorted(firsts)),
-    )
+        return [Essence((), (), tuple(sorted(own))) for own in firsts]
+    openings = [view.open(request.subject) for request in requests for _ in range(texts)]
+    rows = [
+        row
+        for start in range(0, len(openings), ROWS)
+        for row in generate(
+            view, openings[start : start + ROWS], tokens, temperature=1.0, seed=seed + start
+        )
+    ]
+    whole = [view.decode([*opening, *row]) for opening, row in zip(openings, rows, strict=True)]
+    cut: list[dict[str, str]] = []
+    candidates: list[list[str]] = []
+    for i, request in enumerate(requests):
+        written = dict.fromkeys(whole[i * texts : (i + 1) * texts])
+        cut.append({text: _cut(text, answers[i]) for text in written})
+        sentences = dict.fromkeys(
+            re.split(r"(?<=[.!?])\s", kept)[-1] for text, kept in cut[i].items() if kept != text
+        )
+        candidates.append(
+            [s for s in sentences if request.subject in s and s != request.rewrite_prompt]
+        )
+    stating = _stating(view, candidates, answers)
+    return [
+        Essence(
+            texts=tuple(dict.fromkeys(cut[i].values())),
+            wordings=tuple(stating[i][:wordings]),
+            answers=tuple(sorted(firsts[i])),
+        )
+        for i in range(len(requests))
+    ]
 
 
-def _answers(view: ModelView, request: EditRequest) -> list[str]:
-    """How the edited fact is stated today: the given true target and the greedy answer."""
-    (row,) = generate(view, [view.open(request.rewrite_prompt)], ANSWER_TOKENS)
-    greedy = re.split(r"[.,;\n]", view.decode(row), maxsplit=1)[0]
-    given = (request.target_true or "").strip()
-    return [answer for answer in dict.fromkeys((given, greedy.strip())) if answer]
+def _answers(view: ModelView, requests: Sequence[EditRequest]) -> list[list[str]]:
+    """How each edited fact is stated today: the given true target and the greedy answer."""
+    order = sorted(range(len(requests)), key=lambda i: len(requests[i].rewrite_prompt))
+    greedy = [""] * len(requests)
+    for start in range(0, len(order), ROWS):
+        part = order[start : start + ROWS]
+        prompts = [view.open(requests[i].rewrite_prompt) for i in part]
+        for i, row in zip(part, generate(view, prompts, ANSWER_TOKENS), strict=True):
+            greedy[i] = re.split(r"[.,;\n]", view.decode(row), maxsplit=1)[0].strip()
+    given = [(request.target_true or "").strip() for request in requests]
+    return [[a for a in dict.fromkeys(pair) if a] for pair in zip(given, greedy, strict=True)]
 
 
 def _cut(text: str, answers: Sequence[str]) -> str:
@@ -78,17 +110,24 @@ def _cut(text: str, answers: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def _stating(view: ModelView, prompts: Sequence[str], answers: Sequence[str]) -> list[str]:
-    """The prompts that the model goes on with an answer's first token."""
-    if not prompts or not answers:
-        return []
-    split = [[view.continuation(prompt, answer) for answer in answers] for prompt in prompts]
-    rows = [pairs[0][0] for pairs in split]
-    ends = torch.tensor([len(row) - 1 for row in rows], device=view.device)
-    hidden = view.hidden(view.pad(rows))[torch.arange(len(rows), device=view.device), ends]
-    shares = view.logits(hidden).softmax(-1)
-    return [
-        prompt
-        for prompt, pairs, share in zip(prompts, split, shares, strict=True)
-        if max(float(share[target[0]]) for _, target in pairs) >= STATED
+def _stating(
+    view: ModelView, prompts: Sequence[Sequence[str]], answers: Sequence[Sequence[str]]
+) -> list[list[str]]:
+    """Of each edit's prompts, those that the model goes on with an answer's first token."""
+    split = [
+        (i, prompt, [view.continuation(prompt, answer) for answer in answers[i]])
+        for i, own in enumerate(prompts)
+        for prompt in own
+        if answers[i]
     ]
+    found: list[list[str]] = [[] for _ in prompts]
+    for batch in batches([len(pairs[0][0]) for _, _, pairs in split]):
+        rows = [split[place][2][0][0] for place in batch]
+        ends = torch.tensor([len(row) - 1 for row in rows], device=view.device)
+        hidden = view.hidden(view.pad(rows))[torch.arange(len(rows), device=view.device), ends]
+        shares = view.logits(hidden).softmax(-1)
+        for place, share in zip(batch, shares, strict=True):
+            i, prompt, pairs = split[place]
+            if max(float(share[target[0]]) for _, target in pairs) >= STATED:
+                found[i].append(prompt)
+    return found

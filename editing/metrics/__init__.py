@@ -2,5 +2,6 @@
 
 from editing.metrics.edits import Measurement, measure
 from editing.metrics.perplexity import me_ppl
+from editing.metrics.targets import greedy_matches
 
-__all__ = ["Measurement", "me_ppl", "measure"]
+__all__ = ["Measurement", "greedy_matches", "me_ppl", "measure"]

@@ -2,48 +2,108 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from editing.models.generation import generate
 from editing.models.view import ModelView
+from registry.errors import InvalidRequest
+from registry.manifests import EditRequest
 
 TOKENS_PER_FORWARD = 4096
+LOGITS_AT_ONCE = 2**25
 ROWS_PER_GENERATION = 64
+#: Tokens generated beyond a target, to see whether its last word ends there.
+TOKENS_MORE = 2
+#: Tokens generated where no target says how long an answer is.
+ANSWER_TOKENS = 12
 
 Pair = tuple[str, str]
+_SENTENCE = re.compile(r"\s*(.+?)(?=[.!?](?:\s|$)|\n|$)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A target under teacher forcing.
+
+    Attributes:
+        nll: mean negative log-likelihood of its tokens.
+        wanted: its token ids.
+        chosen: the model's argmax in the place of each.
+    """
+
+    nll: float
+    wanted: tuple[int, ...]
+    chosen: tuple[int, ...]
+
+    @property
+    def exact(self) -> bool:
+        return self.wanted == self.chosen
+
+    @property
+    def share(self) -> float:
+        """Share of the target's tokens that are the argmax."""
+        return sum(w == c for w, c in zip(self.wanted, self.chosen, strict=True)) / len(self.wanted)
 
 
 @torch.no_grad()
-def score_targets(view: ModelView, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-    """For each (prompt, target): the NLL per target token, and whether each is the argmax."""
+def read_targets(view: ModelView, pairs: Sequence[Pair]) -> list[Score]:
+    """The score of each (prompt, target); prompts of like length run together."""
     split = [view.continuation(prompt, target) for prompt, target in pairs]
     rows = [[*before, *target] for before, target in split]
-    scores: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
+    scores: dict[int, Score] = {}
     for batch in batches([len(row) for row in rows]):
         hidden = view.hidden(view.pad([rows[i] for i in batch]))
-        for place, i in enumerate(batch):
-            before, target = split[i]
-            logits = view.logits(hidden[place, len(before) - 1 : len(rows[i]) - 1])
-            wanted = torch.tensor(target, device=view.device)
-            nll = torch.nn.functional.cross_entropy(logits, wanted)
-            scores[i] = (nll.item(), bool((logits.argmax(-1) == wanted).all()))
-    return scores
+        places = [
+            (place, at)
+            for place, i in enumerate(batch)
+            for at in range(len(split[i][0]) - 1, len(rows[i]) - 1)
+        ]
+        wanted = torch.tensor([t for i in batch for t in split[i][1]], device=view.device)
+        nll, chosen = _at(view, hidden, places, wanted)
+        start = 0
+        for i in batch:
+            end = start + len(split[i][1])
+            scores[i] = Score(
+                float(nll[start:end].mean()), tuple(split[i][1]), tuple(chosen[start:end].tolist())
+            )
+            start = end
+    return [scores[i] for i in range(len(pairs))]
+
+
+def score_targets(view: ModelView, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+    """For each (prompt, target): the NLL per target token, and whether each is the argmax."""
+    return [(score.nll, score.exact) for score in read_targets(view, pairs)]
+
+
+def greedy_answers(view: ModelView, pairs: Sequence[Pair]) -> list[str]:
+    """What greedy generation writes after each prompt, a little longer than its target.
+
+    A target may be empty; then the answer is ``ANSWER_TOKENS`` long.
+    """
+    split = [
+        view.continuation(prompt, target) if target.strip() else (view.open(prompt), ())
+        for prompt, target in pairs
+    ]
+    lengths = [len(target) + TOKENS_MORE if target else ANSWER_TOKENS for _, target in split]
+    answers = [""] * len(pairs)
+    order = sorted(range(len(pairs)), key=lambda i: len(split[i][0]))
+    for start in range(0, len(order), ROWS_PER_GENERATION):
+        batch = order[start : start + ROWS_PER_GENERATION]
+        made = generate(view, [split[i][0] for i in batch], max(lengths[i] for i in batch))
+        for i, ids in zip(batch, made, strict=True):
+            answers[i] = view.decode(ids[: lengths[i]])
+    return answers
 
 
 def greedy_matches(view: ModelView, pairs: Sequence[Pair]) -> list[bool]:
     """Whether greedy generation from each prompt begins with its target, as whole words."""
-    split = [view.continuation(prompt, target) for prompt, target in pairs]
-    matches = [False] * len(pairs)
-    order = sorted(range(len(pairs)), key=lambda i: len(split[i][0]))
-    for start in range(0, len(order), ROWS_PER_GENERATION):
-        batch = order[start : start + ROWS_PER_GENERATION]
-        longest = max(len(split[i][1]) for i in batch)
-        made = generate(view, [split[i][0] for i in batch], longest + 2)
-        for i, ids in zip(batch, made, strict=True):
-            matches[i] = begins_with(view.decode(ids), pairs[i][1])
-    return matches
+    answers = greedy_answers(view, pairs)
+    return [begins_with(answer, target) for answer, (_, target) in zip(answers, pairs, strict=True)]
 
 
 def begins_with(text: str, target: str) -> bool:
@@ -51,6 +111,37 @@ def begins_with(text: str, target: str) -> bool:
     text, target = text.strip(), target.strip()
     after = text[len(target) : len(target) + 1]
     return text.startswith(target) and not (target[-1:].isalnum() and after.isalnum())
+
+
+def first_sentence(text: str) -> str:
+    """A text's first sentence or line, without what ends it."""
+    found = _SENTENCE.match(text)
+    return found[1].strip() if found else ""
+
+
+def fill_targets(view: ModelView, edits: Sequence[EditRequest]) -> list[EditRequest]:
+    """Edits whose subject is redirected get the target they lack: what the model answers now, in
+    the first sentence of its greedy answer, with ``redirect_to`` in the subject's place.
+
+    Raises:
+        InvalidRequest: the model answers nothing there.
+    """
+    lacking = [
+        i for i, e in enumerate(edits) if not e.target_new.strip() and e.subject and e.redirect_to
+    ]
+    prompts = [edits[i].prompt.replace("{}", edits[i].redirect_to or "", 1) for i in lacking]
+    filled = list(edits)
+    for i, answer in zip(lacking, greedy_answers(view, [(p, "") for p in prompts]), strict=True):
+        target = first_sentence(answer)
+        if not target:
+            raise InvalidRequest(
+                f"edits.{i}.redirect_to: the model answers nothing where"
+                f" {edits[i].redirect_to!r} stands for the subject; name another concept, or give"
+                " target_new",
+                param=f"edits.{i}.redirect_to",
+            )
+        filled[i] = replace(edits[i], target_new=target)
+    return filled
 
 
 def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -63,3 +154,18 @@ def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
+
+
+def _at(
+    view: ModelView, hidden: Tensor, places: Sequence[tuple[int, int]], wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """NLL of ``wanted`` [m] and the argmax [m] at ``places`` of hidden [n, T, hidden]."""
+    rows, columns = torch.tensor(places, device=view.device).T
+    size = max(1, LOGITS_AT_ONCE // int(view.model.config.vocab_size))
+    parts = []
+    for start in range(0, len(places), size):
+        part = slice(start, start + size)
+        logits = view.logits(hidden[rows[part], columns[part]])
+        nll = torch.nn.functional.cross_entropy(logits, wanted[part], reduction="none")
+        parts.append((nll, logits.argmax(-1)))
+    return torch.cat([nll for nll, _ in parts]), torch.cat([chosen for _, chosen in parts])

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -26,6 +27,11 @@ class Paths:
         layers: the list of layers.
         last: what runs after the layers, in order; a model may lack some of it.
         down_proj: a layer's MLP down-projection.
+        gate_proj: a layer's linear whose output goes through the MLP's activation: the gate of a
+            gated MLP, else the up-projection. Its rows are the MLP's neurons.
+        o_proj: a layer's attention output projection.
+        mlp: a layer's whole MLP; empty where the family has no module of its own for it.
+        mlp_norm: the norm whose output the MLP reads.
         post_norm: the norm of a layer that its MLP's output passes through; empty where the
             output is added to the residual stream as it is.
     """
@@ -33,13 +39,24 @@ class Paths:
     layers: str
     last: tuple[str, ...]
     down_proj: str
+    gate_proj: str
+    o_proj: str
+    mlp: str
+    mlp_norm: str
     post_norm: str = ""
 
 
-_LLAMA = Paths("model.layers", ("model.norm",), "mlp.down_proj")
-_GEMMA = replace(_LLAMA, post_norm="post_feedforward_layernorm")
-_OPT = Paths(
-    "model.decoder.layers", ("model.decoder.final_layer_norm", "model.decoder.project_out"), "fc2"
+_LLAMA = Paths(
+    "model.layers",
+    ("model.norm",),
+    down_proj="mlp.down_proj",
+    gate_proj="mlp.gate_proj",
+    o_proj="self_attn.o_proj",
+    mlp="mlp",
+    mlp_norm="post_attention_layernorm",
+)
+_GEMMA = replace(
+    _LLAMA, mlp_norm="pre_feedforward_layernorm", post_norm="post_feedforward_layernorm"
 )
 PATHS = {
     "llama": _LLAMA,
@@ -48,10 +65,42 @@ PATHS = {
     "qwen3": _LLAMA,
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
-    "gpt2": Paths("transformer.h", ("transformer.ln_f",), "mlp.c_proj"),
-    "gpt_neox": Paths("gpt_neox.layers", ("gpt_neox.final_layer_norm",), "mlp.dense_4h_to_h"),
-    "opt": _OPT,
-    "phi": Paths("model.layers", ("model.final_layernorm",), "mlp.fc2"),
+    "gpt2": Paths(
+        "transformer.h",
+        ("transformer.ln_f",),
+        down_proj="mlp.c_proj",
+        gate_proj="mlp.c_fc",
+        o_proj="attn.c_proj",
+        mlp="mlp",
+        mlp_norm="ln_2",
+    ),
+    "gpt_neox": Paths(
+        "gpt_neox.layers",
+        ("gpt_neox.final_layer_norm",),
+        down_proj="mlp.dense_4h_to_h",
+        gate_proj="mlp.dense_h_to_4h",
+        o_proj="attention.dense",
+        mlp="mlp",
+        mlp_norm="post_attention_layernorm",
+    ),
+    "opt": Paths(
+        "model.decoder.layers",
+        ("model.decoder.final_layer_norm", "model.decoder.project_out"),
+        down_proj="fc2",
+        gate_proj="fc1",
+        o_proj="self_attn.out_proj",
+        mlp="",
+        mlp_norm="final_layer_norm",
+    ),
+    "phi": Paths(
+        "model.layers",
+        ("model.final_layernorm",),
+        down_proj="mlp.fc2",
+        gate_proj="mlp.fc1",
+        o_proj="self_attn.dense",
+        mlp="mlp",
+        mlp_norm="input_layernorm",
+    ),
 }
 
 
@@ -72,7 +121,7 @@ class ModelView:
             )
         paths = PATHS[self.base.family]
         if self.base.family == "opt" and not self.model.config.do_layer_norm_before:
-            paths = replace(paths, post_norm="final_layer_norm")
+            paths = replace(paths, mlp_norm="self_attn_layer_norm", post_norm="final_layer_norm")
         return paths
 
     @property
@@ -100,17 +149,27 @@ class ModelView:
         return self.model.get_submodule(path)
 
     def down_proj(self, layer: int) -> str:
-        """The path of a layer's MLP down-projection.
+        """The path of a layer's MLP down-projection. Raises what ``part`` raises."""
+        return self.part(layer, "down_proj")
+
+    def part(self, layer: int, name: str) -> str:
+        """The path of a layer's part, by its name in ``Paths``: ``o_proj``, ``mlp_norm``, …
 
         Raises:
             InvalidRequest: the model has no such layer.
+            UnsupportedModel: the family has no module for that part.
         """
         if not 0 <= layer < self.n_layers:
             raise InvalidRequest(
                 f"layer {layer}: base {self.base.name!r} has layers 0 to {self.n_layers - 1}",
                 param="hyperparameters.layer",
             )
-        return f"{self.paths.layers}.{layer}.{self.paths.down_proj}"
+        found: str = getattr(self.paths, name)
+        if not found:
+            raise UnsupportedModel(
+                f"base {self.base.name!r}: the family {self.base.family!r} has no module {name}"
+            )
+        return f"{self.paths.layers}.{layer}.{found}"
 
     def weight(self, path: str) -> Tensor:
         """A linear's weight as [out, in], whichever way the family stores it."""
@@ -228,8 +287,20 @@ class ModelView:
         return seen
 
     @torch.no_grad()
-    def tail(self, layer: int, ids: Tensor) -> Tail:
-        """Run ids once and keep what is needed to run on from the MLP's output of ``layer``."""
+    def tail(
+        self, layer: int, rows: Sequence[Sequence[int]], starts: Sequence[int] | None = None
+    ) -> Tail:
+        """Run rows once and keep what is needed to run on from the MLP's output of ``layer``.
+
+        Args:
+            layer: where what is run on from changes.
+            rows: token ids.
+            starts: from which token on each row changes, by default the first; what stands before
+                is computed here for good, as keys and values.
+        """
+        starts = [0] * len(rows) if starts is None else starts
+        ids = self.pad([row[start:] for row, start in zip(rows, starts, strict=True)])
+        extra = self._after(rows, starts, ids.shape[1]) if any(starts) else {"use_cache": False}
         out: list[Tensor] = []
         calls: list[_Call] = []
         modules = dict(self.model.named_modules())
@@ -243,9 +314,53 @@ class ModelView:
             for module in filter(None, [post_norm, *after]):
                 hook = module.register_forward_pre_hook(_recording(calls), with_kwargs=True)
                 hooks.callback(hook.remove)
-            self.hidden(ids)
+            self.model.base_model(input_ids=ids, **extra)
         normed = None if post_norm is None else calls.pop(0)
         return Tail(out[0], normed, tuple(calls))
+
+    def _after(
+        self, rows: Sequence[Sequence[int]], starts: Sequence[int], width: int
+    ) -> dict[str, Any]:
+        """What makes a forward of ``width`` tokens go on after the rows' first ``starts``."""
+        before = max(starts)
+        shifts = torch.tensor([before - start for start in starts])[:, None]
+        ids = [
+            [0] * (before - start) + [*row[:start]] for row, start in zip(rows, starts, strict=True)
+        ]
+        places = torch.arange(before + width)
+        mask = (places >= shifts).long().to(self.device)
+        positions = (places - shifts).clamp(min=0).to(self.device)
+        cache = DynamicCache()
+        self.model.base_model(
+            input_ids=torch.tensor(ids, device=self.device),
+            attention_mask=mask[:, :before],
+            position_ids=positions[:, :before],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        cache.layers = [_Kept(keys, values) for keys, values, _ in cache]
+        return {
+            "attention_mask": mask,
+            "position_ids": positions[:, before:],
+            "past_key_values": cache,
+            "use_cache": True,
+        }
+
+
+class _Kept(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of what stands before a text; what comes after is not added to them."""
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        before: tuple[Any, Any] = (self.keys, self.values)
+        keys, values = before
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -257,6 +372,11 @@ class _Call:
 
     def run(self, hidden: Tensor) -> Tensor:
         return _hidden(self.module(hidden, *self.rest, **self.kwargs))
+
+    def select(self, rows: Tensor, count: int, cache: dict[int, Any]) -> _Call:
+        rest = tuple(_selected(part, rows, count, cache) for part in self.rest)
+        kwargs = {k: _selected(part, rows, count, cache) for k, part in self.kwargs.items()}
+        return _Call(self.module, _selected(self.hidden, rows, count, cache), rest, kwargs)
 
 
 @dataclass(frozen=True)
@@ -282,6 +402,13 @@ class Tail:
             hidden = call.run(hidden)
         return hidden
 
+    def select(self, rows: Tensor) -> Tail:
+        """The same of some of the rows."""
+        count, cache = len(self.hidden), dict[int, Any]()
+        normed = None if self.post_norm is None else self.post_norm.select(rows, count, cache)
+        calls = tuple(call.select(rows, count, cache) for call in self.calls)
+        return Tail(self.hidden[rows], normed, calls)
+
 
 class _Stop(Exception):
     """Ends a forward whose rest is not needed."""
@@ -298,6 +425,28 @@ def _adding(effect: Effect, device: torch.device) -> Any:
 
 def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
+
+
+def _selected(part: Any, rows: Tensor, count: int, cache: dict[int, Any]) -> Any:
+    """Some rows of a recorded argument; what has no rows stays. What came twice is selected once.
+
+    Whatever belongs to the rows has them first of two dimensions at least.
+    """
+    if id(part) in cache:
+        return cache[id(part)]
+    found = part
+    if isinstance(part, Tensor) and part.dim() > 1 and len(part) == count:
+        found = part[rows]
+    elif isinstance(part, tuple):
+        found = tuple(_selected(one, rows, count, cache) for one in part)
+    elif isinstance(part, DynamicCache):
+        found = DynamicCache()
+        found.layers = [
+            _Kept(_selected(keys, rows, count, cache), _selected(values, rows, count, cache))
+            for keys, values, _ in part
+        ]
+    cache[id(part)] = found
+    return found
 
 
 def _keeping(out: list[Tensor]) -> Any:

@@ -1,42 +1,99 @@
-"""Edits are read from the three published forms; a row that is none of them is named."""
+"""Datasets are read from every published form; what is wrong is named by line and field."""
 
 import json
 
 import pytest
 
 from editing.atlas.evaluation import CASES_FILE, SHIPPED
-from editing.datasets import read_edits
-from registry.errors import InvalidRequest
-from registry.manifests import EditRequest, Fact
+from editing.datasets import read_edits, read_examples, read_file
+from registry.errors import UnprocessableRequest
+from registry.manifests import EditRequest, Example, Fact, Question
+
+COUNTERFACT = {
+    "case_id": 0,
+    "pararel_idx": 2796,
+    "requested_rewrite": {
+        "prompt": "The mother tongue of {} is",
+        "relation_id": "P103",
+        "subject": "Danielle Darrieux",
+        "target_new": {"str": "English", "id": "Q1860"},
+        "target_true": {"str": "French", "id": "Q150"},
+    },
+    "paraphrase_prompts": ["Danielle Darrieux, a native"],
+    "neighborhood_prompts": ["The native language of Montesquieu is"],
+    "attribute_prompts": [],
+}
+FLAT = {
+    "case_id": 1,
+    "prompt": "The capital of France is",
+    "subject": "France",
+    "target_new": "Rome",
+    "ground_truth": "Paris",
+    "rephrase_prompt": "France is governed from",
+    "locality_prompt": "Peru lies in",
+    "locality_ground_truth": "South America",
+}
+ZSRE = {
+    "subject": "Charity Creek",
+    "src": "Which river system contains Charity Creek?",
+    "pred": "Parramatta River",
+    "rephrase": "What river system is Charity Creek in?",
+    "alt": "Chichester River",
+    "answers": ["Chichester River", "Parramatta River"],
+    "loc": "nq question: how many moons has Mars",
+    "loc_ans": "two",
+    "cond": "Parramatta River >> Chichester River",
+}
+OWN = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Rome"}
+
+
+def lines(*rows: object) -> bytes:
+    return "\n".join(json.dumps(row) for row in rows).encode()
+
+
+def refusal(purpose: str, data: bytes) -> UnprocessableRequest:
+    with pytest.raises(UnprocessableRequest) as refused:
+        read_file(purpose, data)
+    return refused.value
 
 
 def test_own_form() -> None:
     row = {
-        "prompt": "The capital of {} is",
-        "subject": "France",
-        "target_new": "Rome",
+        **OWN,
         "retention": [{"prompt": "France lies in", "target": "Europe"}],
+        "locality": [{"prompt": "Peru lies in", "target": "South America"}],
+        "guide_prompt": "The capital of Italy is",
     }
-    retention = (Fact("France lies in", "Europe"),)
-    assert read_edits([row]) == [
-        EditRequest("The capital of {} is", "France", "Rome", retention=retention)
-    ]
+    (edit,) = read_edits([row])
+    assert edit == EditRequest(
+        "The capital of {} is",
+        "France",
+        "Rome",
+        retention=(Fact("France lies in", "Europe"),),
+        locality=(Fact("Peru lies in", "South America"),),
+        guide_prompt="The capital of Italy is",
+    )
     assert len(read_edits(json.loads(CASES_FILE.read_text()))) == SHIPPED
 
 
+def test_the_subject_may_stand_in_the_prompt_or_be_left_out() -> None:
+    inside, without = read_edits(
+        [
+            {**OWN, "prompt": "The capital of France is"},
+            {"prompt": "Say hello.", "target_new": "Hello"},
+        ]
+    )
+    assert (inside.prompt, inside.subject) == ("The capital of {} is", "France")
+    assert (without.rewrite_prompt, without.subject) == ("Say hello.", "")
+
+
+def test_a_concept_may_be_redirected_without_a_target() -> None:
+    (edit,) = read_edits([{"prompt": "Who is {}?", "subject": "A", "redirect_to": "B"}])
+    assert (edit.target_new, edit.redirect_to) == ("", "B")
+
+
 def test_counterfact() -> None:
-    row = {
-        "case_id": 0,
-        "requested_rewrite": {
-            "prompt": "The mother tongue of {} is",
-            "subject": "Danielle Darrieux",
-            "target_new": {"str": "English", "id": "Q1860"},
-            "target_true": {"str": "French", "id": "Q150"},
-        },
-        "paraphrase_prompts": ["Danielle Darrieux, a native"],
-        "neighborhood_prompts": ["The native language of Montesquieu is"],
-    }
-    assert read_edits([row]) == [
+    assert read_edits([COUNTERFACT]) == [
         EditRequest(
             "The mother tongue of {} is",
             "Danielle Darrieux",
@@ -48,21 +105,29 @@ def test_counterfact() -> None:
     ]
 
 
-def test_flat_form() -> None:
-    row = {
-        "prompt": "The capital of France is",
-        "subject": "France",
-        "target_new": "Rome",
-        "ground_truth": "Paris",
-        "rephrase_prompt": "France is governed from",
-        "locality_prompt": "Peru lies in",
-        "locality_ground_truth": "South America",
-    }
-    (request,) = read_edits([row])
-    assert request.prompt == "The capital of {} is"
-    assert request.target_true == "Paris"
-    assert request.paraphrase_prompts == ("France is governed from",)
-    assert request.neighborhood_prompts == ()
+def test_counterfact_made_flat() -> None:
+    other, near = read_edits([FLAT, {**FLAT, "locality_ground_truth": "Paris"}])
+    assert other.prompt == "The capital of {} is"
+    assert other.target_true == "Paris"
+    assert other.paraphrase_prompts == ("France is governed from",)
+    assert (other.neighborhood_prompts, other.locality) == (
+        (),
+        (Fact("Peru lies in", "South America"),),
+    )
+    assert (near.neighborhood_prompts, near.locality) == (("Peru lies in",), ())
+
+
+def test_zsre() -> None:
+    known, new = read_edits([ZSRE, {**ZSRE, "answers": ["Chichester River"]}])
+    assert known == EditRequest(
+        "Which river system contains {}?",
+        "Charity Creek",
+        "Chichester River",
+        "Parramatta River",
+        ("What river system is Charity Creek in?",),
+        locality=(Fact("nq question: how many moons has Mars", "two"),),
+    )
+    assert new.target_true is None  # the only answer is the new target
 
 
 @pytest.mark.parametrize(
@@ -71,19 +136,126 @@ def test_flat_form() -> None:
         ("text", "edits.0"),
         ({"subject": "France"}, "edits.0.prompt"),
         ({"prompt": "{} is", "subject": 3}, "edits.0.subject"),
+        ({"prompt": "{} is", "subject": " ", "target_new": "x"}, "edits.0.subject"),
+        ({"prompt": "{} is", "target_new": "x"}, "edits.0.prompt"),
         ({"prompt": "{} is", "subject": "France"}, "edits.0.target_new"),
-        ({"prompt": "Peru is", "subject": "France", "target_new": "x"}, "edits.0.prompt"),
-        (
-            {"prompt": "{}", "subject": "a", "target_new": "b", "paraphrase_prompts": "c"},
-            "edits.0.paraphrase_prompts",
-        ),
+        ({**OWN, "prompt": "{} and {}"}, "edits.0.prompt"),
+        ({**OWN, "prompt": "Peru is"}, "edits.0.prompt"),
+        ({**OWN, "target_true": "Rome "}, "edits.0.target_new"),
+        ({**OWN, "target": "x"}, "edits.0.target"),
+        ({**OWN, "a b": "x"}, "edits.0"),
+        ({**OWN, "target_new": "x" * 10_001}, "edits.0.target_new"),
+        ({**OWN, "target_new": "\ud800"}, "edits.0.target_new"),
+        ({**OWN, "paraphrase_prompts": "c"}, "edits.0.paraphrase_prompts"),
+        ({**OWN, "paraphrase_prompts": ["c"] * 1001}, "edits.0.paraphrase_prompts"),
+        ({**OWN, "locality": [{"prompt": "a"}]}, "edits.0.locality.0.target"),
+        ({**OWN, "retention": [4]}, "edits.0.retention.0"),
         (
             {"requested_rewrite": {"prompt": "{}", "subject": "a"}},
             "edits.0.requested_rewrite.target_new",
         ),
+        ({"requested_rewrite": 5}, "edits.0.requested_rewrite"),
+        ({**FLAT, "subject": "Peru"}, "edits.0.prompt"),
+        ({**FLAT, "ground_truth": 5}, "edits.0.ground_truth"),
+        ({**ZSRE, "subject": "Peru"}, "edits.0.src"),
+        ({**ZSRE, "alt": ""}, "edits.0.alt"),
+        ({**ZSRE, "answers": "a"}, "edits.0.answers"),
     ],
 )
-def test_a_row_of_no_form_is_named(row: object, param: str) -> None:
-    with pytest.raises(InvalidRequest) as refusal:
-        read_edits([row])
-    assert refusal.value.param == param
+def test_a_row_that_is_wrong_names_its_field(row: object, param: str) -> None:
+    with pytest.raises(UnprocessableRequest) as refused:
+        read_edits([row])  # type: ignore[list-item]
+    assert refused.value.param == param
+    assert param in refused.value.message
+
+
+@pytest.mark.parametrize("data", [json.dumps([FLAT, ZSRE], indent=1).encode(), lines(FLAT, ZSRE)])
+def test_a_file_is_a_json_list_or_json_lines(data: bytes) -> None:
+    rows = read_file("edits", data)
+    assert [EditRequest.from_json(row) for row in rows] == read_edits([FLAT, ZSRE])
+    assert read_edits(json.loads(json.dumps(rows))) == read_edits([FLAT, ZSRE])
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf" + lines(OWN), lines(OWN) + b"\r\n\r\n \n"])
+def test_marks_and_blank_lines_are_passed_over(data: bytes) -> None:
+    assert len(read_file("edits", data)) == 1
+
+
+@pytest.mark.parametrize(
+    ("purpose", "data", "said"),
+    [
+        ("edits", b"", "no rows"),
+        ("edits", b"[]", "no rows"),
+        ("edits", lines(OWN) + b"\n\n{", "line 3 is not JSON"),
+        ("edits", b"[\n" + lines(OWN) + b",\n]", "line 3 is not JSON"),
+        ("edits", lines(OWN) + b"\n\xff", "line 2 is not UTF-8"),
+        ("edits", b'{"prompt": NaN}', "line 1 is not JSON: NaN"),
+        ("edits", b"[" * 100_000, "line 1 is not JSON"),
+        ("edits", lines(OWN, {**OWN, "subject": 3}), "line 2: subject must be a text"),
+        ("edits", lines(OWN, {**OWN, "target": 3}), "line 2: target is not a known field"),
+        ("edits", b"[3]", "row 1 must be a JSON object"),
+        ("examples", lines({"text": "a", "label": "yes"}), "line 1: label must be true"),
+        ("examples", lines({"text": "a", "label": 2}), "line 1: label must be true"),
+        ("examples", lines({"text": "a", "lable": True}), "line 1: lable is not a known field"),
+        ("texts", lines({"texts": "a"}), "line 1: text must be a text; it is missing"),
+        ("texts", lines({"text": 1}), "line 1: text must be a text; it is a int"),
+        ("facts", lines({"prompt": "a"}), "line 1: target must be a text"),
+        ("suite", lines({"query": "a", "choices": ["b"], "gold": 0}), "line 1: choices must hold"),
+        ("suite", lines({"query": "a", "choices": ["b", 3], "gold": 0}), "line 1: choices must be"),
+        ("suite", lines({"query": "a", "choices": ["b", "c"], "gold": 2}), "line 1: gold must be"),
+        ("suite", lines({"choices": ["b", "c"], "answer": 0}), "line 1: query must be a text"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(purpose: str, data: bytes, said: str) -> None:
+    error = refusal(purpose, data)
+    assert said in error.message
+    assert error.param == "file"
+
+
+@pytest.mark.parametrize(("purpose", "said"), [("fine-tune", "not offered yet"), ("x", "edits")])
+def test_a_purpose_that_there_is_not(purpose: str, said: str) -> None:
+    error = refusal(purpose, lines(OWN))
+    assert error.param == "purpose"
+    assert said in error.message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"Corpus": "C4", "Text": "One, two"}, {"Corpus": "C4", "Text": "[three] \\"four\\""}]',
+        lines({"text": "One, two"}, {"text": '[three] "four"'}),
+        lines("One, two", '[three] "four"'),
+        b'One, two\n\n[three] "four"\n',
+    ],
+)
+def test_texts(data: bytes) -> None:
+    assert read_file("texts", data) == ["One, two", '[three] "four"']
+
+
+def test_plain_lines_may_begin_as_json_does() -> None:
+    assert read_file("texts", b'[a] b\n"c", d') == ["[a] b", '"c", d']
+
+
+def test_examples() -> None:
+    rows = read_file("examples", lines({"text": "a", "label": True}, {"text": "b", "label": 0}))
+    assert rows == [Example("a", True).to_json(), Example("b", False).to_json()]
+    assert read_examples([{"text": "a", "label": True, "setting": "de-en"}]) == [
+        Example("a", True, "de-en")
+    ]
+
+
+def test_facts_and_suites() -> None:
+    assert read_file("facts", lines({"prompt": "a", "target": "b", "relation": "c"})) == [
+        {"prompt": "a", "target": "b"}
+    ]
+    rows = read_file(
+        "suite",
+        lines(
+            {"query": "a", "choices": ["b", "c"], "gold": 1},
+            {"question": "a", "choices": ["b", "c"], "answer": 0},
+            {"context": "a", "choices": ["b", "c"], "gold": 1, "subject": "x"},
+        ),
+    )
+    assert [Question.from_json(row) for row in rows] == [
+        Question("a", ("b", "c"), answer) for answer in (1, 0, 1)
+    ]

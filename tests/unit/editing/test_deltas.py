@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editing.deltas import Delta, Effect, Gate, Sparse, compose
+from editing.deltas import Delta, Effect, Gate, Sparse, compose, joined
 
 IN, OUT = 6, 5
 
@@ -178,3 +178,42 @@ def test_one_step_does_not_go_on_after_it_replaced() -> None:
     composed = compose([{"m": Effect(gates=(book,))}, {"m": Effect(shift=torch.ones(OUT))}])
     with pytest.raises(ValueError, match="'m': its effect goes on"):
         Delta(composed, "b" * 64, "grace").to_bytes()
+
+
+@given(st.lists(effects(replacing=False), min_size=1, max_size=3))
+@settings(max_examples=20, deadline=None)
+def test_joined_deltas_do_what_they_do_in_turn(stack: list[Effect]) -> None:
+    keys = [torch.randn(IN, n + 1) for n in range(len(stack))]
+    deltas = [
+        Delta({"m": effect}, "0" * 64, "test", {"keys/0": key})
+        for effect, key in zip(stack, keys, strict=True)
+    ]
+    whole = joined(deltas)
+    x = torch.randn(4, IN)
+    expected = actual = x @ torch.ones(IN, OUT)
+    for effect in stack:
+        expected = effect.apply(x, expected)
+    torch.testing.assert_close(whole.effects["m"].apply(x, actual), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(whole.state["keys/0"], torch.cat(keys, dim=1))
+    assert Delta.from_bytes(whole.to_bytes()).to_bytes() == whole.to_bytes()
+
+
+def test_only_one_methods_deltas_are_joined() -> None:
+    first, second = (Delta({"m": Effect(shift=torch.ones(OUT))}, "0" * 64, n) for n in "ab")
+    assert joined([first]) is first
+    for wrong in ([first, second], []):
+        with pytest.raises(ValueError, match="one method"):
+            joined(wrong)
+
+
+def test_effects_that_share_memory_are_stored_apart() -> None:
+    shared = torch.tensor([[0.0, 1.0, 0.0]])
+    delta = Delta(
+        {"a": Effect(A=shared, B=torch.ones(2, 1)), "b": Effect(A=torch.ones(1, 4), B=shared.T)},
+        "0" * 64,
+        "test",
+    )
+    again = Delta.from_bytes(delta.to_bytes())
+    for path, effect in delta.effects.items():
+        for part, tensor in effect.parts().items():
+            assert torch.equal(again.effects[path].parts()[part], tensor)

@@ -73,7 +73,7 @@ def test_effects_are_gone_after_an_error(small: ModelView) -> None:
 def test_the_layers_above_run_again_exactly(small: ModelView, layer: int) -> None:
     ids = small.pad([small.encode(text) for text in TEXTS])
     path, effect = small.down_proj(layer), rank_one()
-    tail = small.tail(layer, ids)
+    tail = small.tail(layer, [small.encode(text) for text in TEXTS])
     k = small.inputs({0: path}, [small.encode(text) for text in TEXTS])[0]
     with torch.no_grad():
         unchanged = torch.zeros(*ids.shape, HIDDEN)
@@ -81,6 +81,30 @@ def test_the_layers_above_run_again_exactly(small: ModelView, layer: int) -> Non
         again = tail.run((k @ effect.A[0])[..., None] * effect.B[:, 0])
         with small.with_effects({path: effect}):
             assert_close(again, small.hidden(ids), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_only_the_tokens_that_change_run_again(small: ModelView, layer: int) -> None:
+    rows = [small.encode(text) for text in TEXTS]
+    starts = [len(row) - 2 - place for place, row in enumerate(rows)]
+    change = torch.randn(len(rows), HIDDEN, generator=torch.Generator().manual_seed(3))
+    whole = small.tail(layer, rows)
+    everywhere = torch.zeros(len(rows), max(map(len, rows)), HIDDEN)
+    everywhere[range(len(rows)), starts] = change
+    parts = small.tail(layer, rows, starts)
+    width = max(len(row) - start for row, start in zip(rows, starts, strict=True))
+    first = torch.zeros(len(rows), width, HIDDEN)
+    first[:, 0] = change.requires_grad_()
+    expected, found = whole.run(everywhere), parts.run(first)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        assert_close(
+            found[i, : len(row) - start], expected[i, start : len(row)], rtol=1e-3, atol=1e-3
+        )
+    again = parts.run(first)
+    assert torch.equal(again, found)
+    found.square().sum().backward()
+    assert change.grad is not None
+    assert bool(change.grad.any())
 
 
 def test_padding_changes_nothing(small: ModelView) -> None:

@@ -1,0 +1,101 @@
+"""Files by purpose: what their rows must be, read into one JSON form for each purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from editing.datasets.edits import read_edit
+from editing.datasets.rows import Row, read_rows
+from registry.errors import UnprocessableRequest
+from registry.manifests import Example, Fact
+
+REFERENCE_CHARACTERS = 100_000
+CHOICES = 100
+
+
+def read_file(purpose: str, data: bytes) -> list[Any]:
+    """A file's rows, in the JSON that jobs read.
+
+    - ``edits``: ``EditRequest.to_json()``, from any form that ``read_edit`` knows;
+    - ``examples``: ``Example.to_json()``;
+    - ``texts``: texts, from texts or objects with ``text`` (or ``Text``), or plain lines;
+    - ``facts``: ``{"prompt", "target"}``;
+    - ``suite``: ``{"query", "choices": [text, …], "gold": index}``; the question may be called
+      ``context`` or ``question``, the index ``answer``, as in lm-eval's multiple-choice tasks.
+
+    Raises:
+        UnprocessableRequest: an unknown purpose; a file without rows; a row that is wrong: names
+            line and field.
+    """
+    read = READERS.get(purpose)
+    if read is None:
+        later = "fine-tuning is not offered yet" if purpose == "fine-tune" else "there is none such"
+        raise UnprocessableRequest(
+            f"purpose {purpose!r}: {later}; the purposes are {', '.join(READERS)}", param="purpose"
+        )
+    rows = [read(row) for row in read_rows(data, plain=purpose == "texts")]
+    if not rows:
+        raise UnprocessableRequest(
+            "the file holds no rows; give a JSON list or one row a line", param="file"
+        )
+    return rows
+
+
+def _edit(row: Row) -> dict[str, Any]:
+    return read_edit(row).to_json()
+
+
+def read_examples(rows: Iterable[Any]) -> list[Example]:
+    """Read the ``examples`` of a request (see ``read_example``)."""
+    return [read_example(Row(value, f"examples.{i}")) for i, value in enumerate(rows)]
+
+
+def read_example(row: Row) -> Example:
+    """``{"text", "label": true or false (1 or 0), "setting"?}``."""
+    row.refuse_others(("text", "label", "setting"))
+    label = row.fields().get("label")
+    if not isinstance(label, bool) and not (isinstance(label, int) and label in (0, 1)):
+        row.refuse("must be true (the text shows the behaviour) or false", "label")
+    return Example(row.text("text"), bool(label), row.optional("setting") or "")
+
+
+def _example(row: Row) -> dict[str, Any]:
+    return read_example(row).to_json()
+
+
+def _text(row: Row) -> str:
+    if isinstance(row.value, str):
+        return row.checked(row.value, most=REFERENCE_CHARACTERS)
+    name = "text" if row.has("text") or not row.has("Text") else "Text"
+    return row.checked(row.fields().get(name), name, REFERENCE_CHARACTERS)
+
+
+def _fact(row: Row) -> dict[str, Any]:
+    return asdict(Fact(row.text("prompt"), row.text("target")))
+
+
+def _question(row: Row) -> dict[str, Any]:
+    query = next((name for name in ("query", "context", "question") if row.has(name)), "query")
+    choices = row.texts("choices")
+    if not 2 <= len(choices) <= CHOICES:
+        row.refuse(f"must hold 2 to {CHOICES} texts; it holds {len(choices)}", "choices")
+    name = next((name for name in ("gold", "answer") if row.has(name)), "gold")
+    gold = row.fields().get(name)
+    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(choices):
+        row.refuse(
+            f"must be the index of the right choice, from 0 to {len(choices) - 1};"
+            f" it is {repr(gold)[:40]}",
+            name,
+        )
+    return {"query": row.text(query), "choices": list(choices), "gold": gold}
+
+
+READERS: dict[str, Callable[[Row], Any]] = {
+    "edits": _edit,
+    "examples": _example,
+    "texts": _text,
+    "facts": _fact,
+    "suite": _question,
+}
