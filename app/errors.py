@@ -18,6 +18,8 @@ from registry.errors import ErrataError, InvalidRequest, NotFound, TooLarge, Una
 from registry.errors import UnprocessableRequest as Unprocessable
 
 logger = logging.getLogger("errata.api")
+#: What an upload's body may hold beside the file: the parts' headers and the other fields.
+FRAME_BYTES = 64 * 2**10
 
 
 class ErrorDetail(BaseModel):
@@ -111,19 +113,28 @@ def _from_http(request: Request, error: HTTPException) -> ErrataError:
 
 
 class BodyLimit:
-    """Refuse a body that is too large: by its announced length, or once that much has come."""
+    """Refuse a body that is too large: by its announced length, or once that much has come.
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    An upload, which goes to disk and not to memory, has a limit of its own.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, upload_path: str, upload_limit: int) -> None:
         self._app = app
         self._limit = limit
+        self._upload_path = upload_path
+        self._upload_limit = upload_limit + FRAME_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        is_upload = scope["path"] == self._upload_path
+        limit = self._upload_limit if is_upload else self._limit
+        setting = "ERRATA_MAX_FILE_BYTES" if is_upload else "ERRATA_MAX_BODY_BYTES"
+        error = TooLarge(f"the request body has more than {limit} bytes, the limit ({setting})")
         announced = dict(scope["headers"]).get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._limit:
-            await error_response(self._error())(scope, receive, send)
+        if announced.isdigit() and int(announced) > limit:
+            await error_response(error)(scope, receive, send)
             return
         come = 0
 
@@ -131,13 +142,8 @@ class BodyLimit:
             nonlocal come
             message = await receive()
             come += len(message.get("body", b""))
-            if come > self._limit:
-                raise HTTPException(413, self._error().message)
+            if come > limit:
+                raise HTTPException(413, error.message)
             return message
 
         await self._app(scope, counted, send)
-
-    def _error(self) -> TooLarge:
-        return TooLarge(
-            f"the request body has more than {self._limit} bytes, the limit (ERRATA_MAX_BODY_BYTES)"
-        )

@@ -15,6 +15,8 @@ from app import errors
 from app.admin.routes import router as admin
 from app.edits.routes import router as edits
 from app.endpoints.routes import router as endpoints
+from app.evaluations.routes import router as evaluations
+from app.files.routes import router as files
 from app.follower import Follower
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
@@ -26,7 +28,16 @@ from registry.settings import Settings
 
 logger = logging.getLogger("errata.api")
 DISPATCH_SECONDS = 0.2
-ROUTERS: tuple[APIRouter, ...] = (inference, edits, jobs, versions, endpoints, admin)
+ROUTERS: tuple[APIRouter, ...] = (
+    inference,
+    files,
+    edits,
+    evaluations,
+    jobs,
+    versions,
+    endpoints,
+    admin,
+)
 
 
 def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
@@ -63,7 +74,12 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.services = services
-    app.add_middleware(errors.BodyLimit, limit=settings.max_body_bytes)
+    app.add_middleware(
+        errors.BodyLimit,
+        limit=settings.max_body_bytes,
+        upload_path=files.prefix,
+        upload_limit=settings.max_file_bytes,
+    )
     errors.install(app)
     for router in ROUTERS:
         app.include_router(router)

@@ -13,12 +13,14 @@ from sqlalchemy import Connection
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.database import Database
+from registry.errors import Forbidden
 from registry.settings import Settings
 from serving.client import EngineClient
 from workers.dispatch import Dispatcher
 from workers.notices import Notices
 
 DEFAULT_TENANT = "default"
+SCOPES = frozenset({"infer", "edit", "admin"})
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,17 @@ class Services:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the tenant that everything is scoped by, and the name that histories show."""
+    """Who asks: the tenant that everything is scoped by, the name that histories show, and what
+    the caller may do (``infer``, ``edit``, ``admin``)."""
 
     tenant: str
     actor: str
+    scopes: frozenset[str] = frozenset()
+
+    def require(self, scope: str, what: str) -> None:
+        """Raises Forbidden if the caller lacks a scope."""
+        if scope not in self.scopes:
+            raise Forbidden(f"{what} needs a key with the scope {scope!r}")
 
 
 # Both are coroutines because a plain dependency costs a hop to a thread and back.
@@ -57,7 +66,7 @@ async def get_services(request: Request) -> Services:
 
 async def get_caller() -> Caller:
     """On loopback no key is asked for: everyone is the default tenant's owner."""
-    return Caller(DEFAULT_TENANT, "local")
+    return Caller(DEFAULT_TENANT, "local", SCOPES)
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]

@@ -30,7 +30,15 @@ from registry.jobs import (
 )
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.moves import State, Target, moved_since
-from registry.versions import READY, REJECTED, Version, add_report, get_ready_version
+from registry.versions import (
+    READY,
+    REJECTED,
+    Version,
+    add_report,
+    describe,
+    get_kept_version,
+    get_ready_version,
+)
 from registry.versions import insert_version as _insert_version
 
 
@@ -45,14 +53,24 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job made."""
+    """What a job made: a version, or a report on its parent, or neither.
+
+    Attributes:
+        holds: digest of the artifact that says which live edits of the version still hold.
+        withheld: why the endpoint is not to be moved though the version is good.
+        report: what was measured of the parent, where no version was made.
+    """
 
     manifest: VersionManifest | None = None
     metrics: Mapping[str, Any] | None = None
     guards: Sequence[GuardResult] = ()
+    holds: str | None = None
+    withheld: str | None = None
+    report: Mapping[str, Any] | None = None
 
     @property
     def rejected_by(self) -> GuardResult | None:
+        """The first guard that failed."""
         return next((guard for guard in self.guards if guard.result == "failed"), None)
 
 
@@ -172,13 +190,16 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
 
     A version that fails a guard is kept as rejected and its job fails. When the endpoint moved
     since the claim the version is kept and the endpoint left alone, unless the job asked to
-    ``rerun`` and nothing was rolled back: then the job is queued again.
+    ``rerun`` and nothing was rolled back: then the job is queued again. A result that is withheld
+    leaves the endpoint alone too.
 
     Raises:
         LeaseLost
     """
     job = _fence(connection, claim)
     if result.manifest is None:
+        if result.report is not None and claim.parent is not None:
+            add_report(connection, job.tenant, claim.parent.id, job.id, result.report)
         _end(connection, claim, SUCCEEDED, metrics=result.metrics, message="done")
         return _job(connection, job.id)
     rejected = result.rejected_by
@@ -186,7 +207,7 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
     if job.endpoint is not None and job.claimed_generation is not None:
         moved = moved_since(connection, job.tenant, job.endpoint, job.claimed_generation)
     rerun = job.request.get("on_conflict") == "rerun" and "rollback" not in moved
-    if moved and rerun and rejected is None:
+    if moved and rerun and rejected is None and result.withheld is None:
         return _requeue(
             connection, claim, "superseded", "endpoint moved; running again on its head"
         )
@@ -198,13 +219,10 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
         job_id=job.id,
     )
     guards = [asdict(guard) for guard in result.guards]
-    add_report(
-        connection,
-        job.tenant,
-        version.id,
-        job.id,
-        {"kind": job.kind, "metrics": result.metrics, "guards": guards},
-    )
+    report = {"kind": job.kind, "metrics": result.metrics, "guards": guards}
+    if result.holds is not None:
+        report["holds"] = result.holds
+    add_report(connection, job.tenant, version.id, job.id, report)
     ending: dict[str, Any] = {
         "version_id": version.id,
         "metrics": result.metrics,
@@ -212,12 +230,13 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
     }
     if rejected is not None:
         error = GuardRejected(
-            f"guard {rejected.name!r} rejected version {version.id}: {rejected.value} is past its"
-            f" limit {rejected.limit} (before the job: {rejected.before})"
+            f"guard {rejected.name!r} rejected version {version.id}: {describe(rejected)}"
         )
         _end(connection, claim, FAILED, error=error.body(), reason="guard_rejected", **ending)
     else:
-        activated, reason = _activate(connection, job, version, bool(moved))
+        activated, reason = False, result.withheld
+        if reason is None:
+            activated, reason = _activate(connection, job, version, bool(moved))
         _end(connection, claim, SUCCEEDED, activated=activated, reason=reason, **ending)
     return _job(connection, job.id)
 
@@ -309,7 +328,8 @@ def _parent(connection: Connection, job: Job) -> tuple[Version | None, int | Non
         endpoint = get_endpoint(connection, job.tenant, job.endpoint)
         return get_ready_version(connection, job.tenant, endpoint.head), endpoint.generation
     if job.parent is not None:
-        return get_ready_version(connection, job.tenant, job.parent), None
+        find = get_kept_version if job.kind == "evaluate" else get_ready_version
+        return find(connection, job.tenant, job.parent), None
     return None, None
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 from registry import moves, tables
 from registry.errors import Conflict, NotFound, PreconditionFailed
 from registry.moves import State
-from registry.versions import Page, get_ready_version
+from registry.versions import Page, get_ready_version, override_rejection
 
 
 @dataclass(frozen=True)
@@ -215,6 +215,19 @@ def delete_endpoint(
         after=None,
         actor=actor,
     )
+
+
+def force_state(
+    connection: Connection, tenant: str, state: State, *, actor: str, message: str | None = None
+) -> None:
+    """Make the rejected ones among a state's versions ready, on record: whoever then moves an
+    endpoint there, in the same transaction, overrides their guards.
+
+    Raises:
+        NotFound
+    """
+    for target in state:
+        override_rejection(connection, tenant, target.version, actor=actor, message=message)
 
 
 def _swap(

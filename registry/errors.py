@@ -5,6 +5,7 @@
     │   ├── UnprocessableRequest      422
     │   ├── UnsupportedParameter      400 unsupported_parameter
     │   └── UnsupportedModel          400 unsupported_model
+    ├── Forbidden                     403 permission_denied
     ├── NotFound                      404 not_found
     ├── Conflict                      409 conflict          (never worth a retry)
     ├── Gone                          410 gone
@@ -82,6 +83,12 @@ class UnsupportedParameter(InvalidRequest):
 
 class UnsupportedModel(InvalidRequest):
     default_code = "unsupported_model"
+
+
+class Forbidden(ErrataError):
+    status = 403
+    type = "permission_error"
+    default_code = "permission_denied"
 
 
 class NotFound(ErrataError):

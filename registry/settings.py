@@ -59,6 +59,7 @@ class Settings(BaseSettings):
         5, ge=1, le=100, description="Attempts a job gets when its worker dies."
     )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body.")
+    max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Largest file to upload.")
     max_edits: int = Field(10_000, ge=1, description="Most edits in one request.")
     max_running: int = Field(64, ge=1, description="Most sequences that one step decodes.")
     max_waiting: int = Field(512, ge=1, description="Most requests that wait before 429.")
@@ -106,6 +107,32 @@ class Settings(BaseSettings):
         100_000,
         ge=100,
         description="Tokens that the covariance C of an edited layer is estimated on.",
+    )
+
+    facts: str = Field(
+        "",
+        description=(
+            "Facts that a base should know, as JSON lines of `prompt` and `target`: a file for"
+            " every base, or `base=/file` by commas. The bundled base has its own."
+        ),
+    )
+    guard_perplexity: float = Field(
+        1.1, gt=0, description="Most that perplexity may grow to, as a ratio, in a job."
+    )
+    guard_retention: float = Field(
+        0.9, ge=0, le=1, description="Least share of known, unrelated facts that stays right."
+    )
+    guard_locality: float = Field(
+        0.7, ge=0, le=1, description="Least share of an edit's neighbors that stays as it is."
+    )
+    guard_norm: float = Field(
+        30.0, gt=0, description="Most that a weight's change may be, in units of its own norm."
+    )
+    guard_efficacy: float = Field(
+        0.5, ge=0, le=1, description="Least share of a job's edits that must have taken."
+    )
+    guard_ability: float = Field(
+        0.05, ge=0, le=1, description="Most that accuracy on a suite of choices may fall."
     )
 
     @model_validator(mode="after")

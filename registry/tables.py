@@ -166,3 +166,19 @@ resources = Table(
     Column("artifact", String(64), nullable=False),
     Column("created_at", Float, nullable=False),
 )
+
+files = Table(
+    "files",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("filename", String(255), nullable=False),
+    Column("purpose", String(16), nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("content", String(64), nullable=False),
+    Column("rows", String(64), nullable=False),
+    Column("row_count", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_files_tenant", "tenant", "seq"),
+)

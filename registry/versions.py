@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row, insert, select, update
 
 from registry import tables
 from registry.errors import Conflict, Gone, NotFound
-from registry.manifests import VersionManifest
+from registry.manifests import GuardResult, VersionManifest
 
 T = TypeVar("T")
 READY, REJECTED, DELETED = "ready", "rejected", "deleted"
@@ -83,22 +83,69 @@ def get_version(connection: Connection, tenant: str, version_id: str) -> Version
     return _version(row)
 
 
+def get_kept_version(connection: Connection, tenant: str, version_id: str) -> Version:
+    """The version of that id, if it can be loaded, whatever the guards said of it.
+
+    Raises:
+        NotFound, Gone (deleted).
+    """
+    version = get_version(connection, tenant, version_id)
+    if version.status == DELETED:
+        raise Gone(f"version {version_id!r} was deleted", code="version_deleted")
+    return version
+
+
 def get_ready_version(connection: Connection, tenant: str, version_id: str) -> Version:
     """The version of that id, if it may serve.
 
     Raises:
         NotFound, Gone (deleted), Conflict (rejected by a guard).
     """
-    version = get_version(connection, tenant, version_id)
-    if version.status == DELETED:
-        raise Gone(f"version {version_id!r} was deleted", code="version_deleted")
+    version = get_kept_version(connection, tenant, version_id)
     if version.status == REJECTED:
+        found = rejections(connection, tenant, version_id)
+        why = "; ".join(f"guard {guard.name!r}: {describe(guard)}" for guard in found)
         raise Conflict(
-            f"version {version_id!r} was rejected by a guard (see its reports);"
-            " nothing may point at it",
+            f"version {version_id!r} was rejected ({why or 'see its reports'}); nothing may point"
+            ' at it, unless an admin says so by "force": true in PUT /v1/endpoints/{name}',
             code="version_rejected",
         )
     return version
+
+
+def rejections(connection: Connection, tenant: str, version_id: str) -> list[GuardResult]:
+    """The guards that a version failed, in the order of its reports."""
+    return [
+        GuardResult(**guard)
+        for report in reports(connection, tenant, version_id)
+        for guard in report.get("guards") or ()
+        if guard["result"] == "failed"
+    ]
+
+
+def describe(guard: GuardResult) -> str:
+    """A failed guard's figures for people: its value, the limit, and what it was before."""
+    value = "not a finite number" if guard.value is None else f"{guard.value:.4g}"
+    before = "" if guard.before is None else f"; before the job it was {guard.before:.4g}"
+    return f"{value}, its limit is {guard.limit:g}{before}"
+
+
+def override_rejection(
+    connection: Connection, tenant: str, version_id: str, *, actor: str, message: str | None
+) -> Version:
+    """Make a rejected version ready and record who did so and why; others stay as they are."""
+    version = get_version(connection, tenant, version_id)
+    if version.status != REJECTED:
+        return version
+    failed = [asdict(guard) for guard in rejections(connection, tenant, version_id)]
+    add_report(
+        connection,
+        tenant,
+        version_id,
+        None,
+        {"kind": "override", "actor": actor, "message": message, "overridden": failed},
+    )
+    return _set_status(connection, version, READY)
 
 
 def list_versions(
@@ -158,12 +205,7 @@ def delete_version(connection: Connection, tenant: str, version_id: str) -> Vers
             f"version {version_id!r} is the untouched base and cannot be deleted",
             code="version_in_use",
         )
-    connection.execute(
-        update(tables.versions)
-        .where(tables.versions.c.tenant == tenant, tables.versions.c.id == version_id)
-        .values(status=DELETED)
-    )
-    return Version(tenant, version.manifest, DELETED, version.job_id, version.created_at)
+    return _set_status(connection, version, DELETED)
 
 
 def add_report(
@@ -196,6 +238,15 @@ def reports(connection: Connection, tenant: str, version_id: str) -> Sequence[di
     return [
         {"job": row.job_id, "created_at": int(row.created_at), **dict(row.body)} for row in rows
     ]
+
+
+def _set_status(connection: Connection, version: Version, status: str) -> Version:
+    connection.execute(
+        update(tables.versions)
+        .where(tables.versions.c.tenant == version.tenant, tables.versions.c.id == version.id)
+        .values(status=status)
+    )
+    return replace(version, status=status)
 
 
 def _row(connection: Connection, tenant: str, version_id: str) -> Row[Any] | None:

@@ -20,6 +20,9 @@ JOB_SECONDS = 180.0
 #: An edit that takes seconds: it may not stop early, so that a kill lands in the middle of it.
 SLOW = {"steps": 80, "stop_loss": 1e-9}
 
+#: For edits that need not be good.
+LENIENT = {"perplexity": 1e6, "retention": 0, "locality": 0, "norm": 1e6, "efficacy": 0}
+
 
 def capital_edit(subject: str, target: str, true: str | None = None) -> dict[str, Any]:
     return {

@@ -35,22 +35,29 @@ def check_edit(base: Base, method: str, hyperparameters: Mapping[str, Any]) -> E
         UnprocessableRequest: an unknown method, a hyperparameter out of bounds, a layer that the
             base does not have.
     """
-    entry = METHODS.get(method)
-    if entry is None:
-        raise UnprocessableRequest(
-            f"method {method!r} does not exist; there is {', '.join(METHODS)}", param="method"
-        )
+    entry = find_method(method)
     checked = _hyperparameters(entry, hyperparameters)
     layers = checked.edited_layers(base.depth)
     for layer in layers:
         if layer >= base.depth:
+            name = "layers" if "layers" in entry.hyperparameters.model_fields else "layer"
             raise UnprocessableRequest(
-                f"hyperparameters.layer is {layer}; base {base.name!r} has layers 0 to"
-                f" {base.depth - 1}",
-                param="hyperparameters.layer",
+                f"hyperparameters.{name}: {layer} is out of range; base {base.name!r} has layers 0"
+                f" to {base.depth - 1}",
+                param=f"hyperparameters.{name}",
             )
     needed = {covariance_of(layer) for layer in layers} if entry.needs_covariance else {TEXTS}
     return EditRecipe(method, checked, frozenset(needed))
+
+
+def find_method(name: str) -> MethodEntry:
+    """The method of that name. Raises UnprocessableRequest where there is none."""
+    entry = METHODS.get(name)
+    if entry is None:
+        raise UnprocessableRequest(
+            f"method {name!r} does not exist; there is {', '.join(METHODS)}", param="method"
+        )
+    return entry
 
 
 def covariance_of(layer: int) -> str:
@@ -69,7 +76,7 @@ def text_source(settings: Settings, base: Base) -> tuple[str, Path | None]:
     Raises:
         UnprocessableRequest: ERRATA_TEXTS names a file that does not exist.
     """
-    file = _text_file(settings.texts, base.name)
+    file = file_for(settings.texts, base.name)
     if file is None:
         return f"sampled/{settings.covariance_tokens}", None
     if not file.is_file():
@@ -79,8 +86,8 @@ def text_source(settings: Settings, base: Base) -> tuple[str, Path | None]:
     return f"file/{digest}", file
 
 
-def _text_file(setting: str, base: str) -> Path | None:
-    """``ERRATA_TEXTS`` is one file for every base, or ``base=/file`` by commas."""
+def file_for(setting: str, base: str) -> Path | None:
+    """A base's file by a setting that is one file for every base, or ``base=/file`` by commas."""
     if not setting:
         return None
     if "=" not in setting:

@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("errata.run")
 
 #: The module that performs each kind of job.
-KINDS = {"edit": "workers.kinds.edit", "prepare": "workers.kinds.prepare"}
+KINDS = {
+    "edit": "workers.kinds.edit",
+    "evaluate": "workers.kinds.evaluate",
+    "prepare": "workers.kinds.prepare",
+}
 
 
 def preload() -> None:

@@ -26,6 +26,7 @@ cli = typer.Typer(
 bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_help=True)
 cli.add_typer(bench, name="bench")
 
+Purpose = Literal["edits", "texts", "facts", "suite"]
 Dtype = Literal["float32", "bfloat16"]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Log warnings only.")]
 
@@ -103,16 +104,52 @@ def demo(
         raise typer.Exit(1)
 
 
+@cli.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="The dataset: JSON list, JSON lines, plain lines.")],
+    version: Annotated[str | None, typer.Option(help="A version's id.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="An endpoint; its version.")] = None,
+    base: Annotated[str | None, typer.Option(help="A base, untouched.")] = None,
+    purpose: Annotated[Purpose, typer.Option(help="What the rows are.")] = "edits",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many rows.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+) -> None:
+    """Measure a version on a dataset file, here, on the data folder: no server is needed.
+
+    Edits may be in CounterFact's form, EasyEdit's of zsRE and CounterFact, or this service's own.
+    A version is measured beside its untouched base.
+
+    Example: errata evaluate zsre.json --endpoint atlas --limit 100 --json figures.json
+    """
+    from app.cli.evaluate import run
+
+    run(
+        Settings(),
+        file,
+        {"version": version, "endpoint": endpoint, "base": base},
+        purpose,
+        limit,
+        json_file,
+    )
+
+
 @bench.command("editing")
 def bench_editing(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
-    cases: Annotated[int, typer.Option(help="Edits a seed.")] = 50,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 3,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where a PNG goes.")] = None,
+    only: Annotated[str, typer.Option(help="Parts, by commas; all by default.")] = "",
+    methods: Annotated[str, typer.Option(help="Methods, by commas; all by default.")] = "",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
+    patience: Annotated[
+        float | None, typer.Option(help="Seconds for batches, and for sequences; else 20 minutes.")
+    ] = None,
 ) -> None:
-    """Counterfactual edits of atlas one at a time: the field's metrics and seconds per edit."""
-    from benchmarks.editing import main as measure
+    """Every method on atlas's counterfactuals: alone, in one batch, in sequence; what time buys."""
+    from benchmarks.editing.run import main as measure
 
-    measure(json_file, cases, range(1, seeds + 1))
+    measure(json_file, plot_file, _names(only), _names(methods), threads, device, quick, patience)
 
 
 @bench.command("serving")
@@ -127,7 +164,7 @@ def bench_serving(
     """The engine beside its peers: prefill, generation, many versions, HTTP, swaps."""
     from benchmarks.serving.run import main as measure
 
-    measure(json_file, plot_file, [part for part in only.split(",") if part], threads, dtype, quick)
+    measure(json_file, plot_file, _names(only), threads, dtype, quick)
 
 
 def main() -> None:
@@ -137,6 +174,10 @@ def main() -> None:
     except ErrataError as error:
         Console(stderr=True).print(f"[red]errata:[/red] {error.message}", highlight=False)
         sys.exit(1)
+
+
+def _names(by_commas: str) -> list[str]:
+    return [name.strip() for name in by_commas.split(",") if name.strip()]
 
 
 def _log(quiet: bool) -> None:

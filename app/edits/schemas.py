@@ -8,62 +8,102 @@ from pydantic import Field, model_validator
 
 from app.schemas import Message, Name, Request
 
-Text = Annotated[str, Field(min_length=1, max_length=10_000)]
-Prompts = Annotated[list[Text], Field(max_length=1000)]
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 10_000}
+_TEXTS = {"type": "array", "items": _TEXT, "maxItems": 1000}
+_FACT = {
+    "type": "object",
+    "properties": {"prompt": _TEXT, "target": _TEXT},
+    "required": ["prompt", "target"],
+}
+_FACTS = {"type": "array", "items": _FACT, "maxItems": 1000}
 
 
-class FactBody(Request):
-    """A prompt and the text that should follow it."""
-
-    prompt: Text
-    target: Text
+def _told(schema: dict[str, Any], description: str, *examples: str) -> dict[str, Any]:
+    return {**schema, "description": description, **({"examples": examples} if examples else {})}
 
 
-class EditBody(Request):
-    """One correction, in CounterFact's form."""
+#: One correction in this service's own form. Rows are read by ``editing.datasets``, which knows
+#: the published forms too; this describes them in the OpenAPI document.
+EDIT = {
+    "type": "object",
+    "properties": {
+        "prompt": _told(_TEXT, "Holds {} once, where the subject stands.", "The capital of {} is"),
+        "subject": _told(
+            _TEXT, "May be left out, with its {}, where the method needs none.", "Kiribati"
+        ),
+        "target_new": _told(_TEXT, "What should follow the prompt.", "Suva"),
+        "target_true": _told(_TEXT, "What the base says; measures need it."),
+        "paraphrase_prompts": _told(_TEXTS, "Other wordings that must give the new target."),
+        "neighborhood_prompts": _told(
+            _TEXTS, "Prompts of other subjects whose answer is target_true and stays."
+        ),
+        "locality": _told(_FACTS, "Prompts and what should follow them, whatever is edited."),
+        "retention": _told(_FACTS, "Other facts of the subject, which must stay."),
+        "guide_prompt": _told(
+            _TEXT, "A prompt that the model answers as this one should be (creme)."
+        ),
+        "redirect_to": _told(_TEXT, "What is to stand in the subject's place (rocr)."),
+    },
+    "required": ["prompt"],
+}
+EXAMPLE = {
+    "type": "object",
+    "properties": {
+        "text": _TEXT,
+        "label": {"type": "boolean", "description": "Whether it shows the behaviour that goes."},
+        "setting": _told(_TEXT, "Examples of one setting are compared with each other alone."),
+    },
+    "required": ["text", "label"],
+}
 
-    prompt: Text = Field(
-        description="Holds {} once, where the subject stands.",
-        examples=["The capital of {} is"],
-    )
-    subject: Text = Field(examples=["Kiribati"])
-    target_new: Text = Field(examples=["Suva"])
-    target_true: Text | None = Field(None, description="What the base says; measures need it.")
-    paraphrase_prompts: Prompts = Field(
-        default=[], description="Other wordings that must give the new target."
-    )
-    neighborhood_prompts: Prompts = Field(
-        default=[], description="Prompts of other subjects whose answer is target_true and stays."
-    )
-    retention: list[FactBody] = Field(
-        default=[], max_length=1000, description="Other facts of the subject, which must stay."
-    )
-
-    @model_validator(mode="after")
-    def _subject_has_a_place(self) -> Self:
-        if self.prompt.count("{}") != 1:
-            raise ValueError(
-                f'prompt {self.prompt!r} must hold {{}} once, where the subject stands: "The'
-                ' capital of {} is"'
-            )
-        for name in ("subject", "target_new"):
-            if not getattr(self, name).strip():
-                raise ValueError(f"{name} is blank; give it some text")
-        if self.target_true is not None and self.target_new.strip() == self.target_true.strip():
-            raise ValueError("target_new equals target_true; the edit would change nothing")
-        return self
+Edits = Annotated[
+    list[dict[str, Any]],
+    Field(
+        description="Corrections, in the form shown, or as CounterFact or EasyEdit's zsRE and"
+        " CounterFact have them.",
+        json_schema_extra={"items": EDIT},
+    ),
+]
+Examples = Annotated[
+    list[dict[str, Any]],
+    Field(
+        description="Labelled texts, for methods that learn a behaviour from them.",
+        json_schema_extra={"items": EXAMPLE},
+    ),
+]
+Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
+Ratio = Annotated[float | None, Field(gt=0, le=1e6, allow_inf_nan=False)]
 
 
-class GuardLimits(Request):
-    """Limits that the new version must keep to be activated."""
+class Guards(Request):
+    """Limits that the new version must keep to be activated, and what they are measured on.
 
-    perplexity: float | None = Field(
+    The service's settings hold for what is left out.
+    """
+
+    perplexity: Ratio = Field(
         None,
-        gt=0,
-        le=1e6,
-        description="Most that perplexity on the base's reference texts may grow to, as a ratio to"
-        " the parent version's; 1.1 by default.",
+        description="Most that perplexity on the reference texts may grow to, as a ratio to the"
+        " parent version's.",
     )
+    retention: Share = Field(
+        None, description="Least share of unrelated facts that the parent knew and it knows still."
+    )
+    locality: Share = Field(
+        None, description="Least share of the edits' neighborhood and locality prompts kept."
+    )
+    norm: Ratio = Field(
+        None, description="Most that a weight's change may be, as a share of the weight's norm."
+    )
+    ability: Share = Field(
+        None, description="Most that accuracy on the suite may fall by, from 0 to 1."
+    )
+    efficacy: Share = Field(
+        None, description="Least share of the edits whose target is what the version answers."
+    )
+    texts: Name | None = Field(None, description="A file of reference texts.")
+    facts: Name | None = Field(None, description="A file of facts that must stay.")
+    suite: Name | None = Field(None, description="A file of multiple-choice questions.")
 
 
 class CreateEdit(Request):
@@ -72,9 +112,22 @@ class CreateEdit(Request):
     endpoint: Name | None = None
     parent: Name | None = Field(None, description="A version's id; no endpoint moves.")
     method: str = Field("rome", max_length=64)
-    edits: list[EditBody] = Field(min_length=1)
+    edits: Edits | None = None
+    file: Name | None = Field(None, description="A file of edits, in their place.")
+    examples: Examples | None = None
+    examples_file: Name | None = Field(None, description="A file of examples, in their place.")
     hyperparameters: dict[str, Any] = Field(default={}, max_length=64)
-    guards: GuardLimits = GuardLimits()
+    guards: Guards = Guards()
+    batch_size: int | None = Field(
+        None, ge=1, le=10_000, description="Edits made at once; all of them by default."
+    )
+    check_every: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="Check the guards after this many edits, and stop at the last good point; at"
+        " the end alone by default.",
+    )
     activate: bool = Field(True, description="Move the endpoint to the new version.")
     on_conflict: Literal["keep", "rerun"] = Field(
         "keep",
@@ -84,7 +137,10 @@ class CreateEdit(Request):
     message: Message | None = Field(None, description="Why; shown in the history.")
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _one_of_each(self) -> Self:
         if (self.endpoint is None) == (self.parent is None):
             raise ValueError("give exactly one of endpoint and parent")
+        for inline, file in (("edits", "file"), ("examples", "examples_file")):
+            if getattr(self, inline) is not None and getattr(self, file) is not None:
+                raise ValueError(f"give {inline} or {file}, not both")
         return self

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response, status
+from sqlalchemy import Connection
 
 from app.endpoints.schemas import (
     EndpointBody,
@@ -22,8 +25,9 @@ from app.endpoints.schemas import (
     rollback_answer,
 )
 from app.schemas import Limit, ListOf, Name
-from app.services import CallerDep, ServicesDep
+from app.services import Caller, CallerDep, Services, ServicesDep
 from registry import endpoints, moves, versions
+from registry.edits import edited
 from registry.endpoints import Endpoint
 from registry.errors import (
     Conflict,
@@ -88,6 +92,7 @@ def put_endpoint(
                 f"{name!r}: names that begin with ver_ or base_ are reserved", param="name"
             )
         with services.moving() as connection:
+            _force(connection, caller, body)
             endpoint = endpoints.create_endpoint(
                 connection, caller.tenant, name, body.state, actor=caller.actor
             )
@@ -95,6 +100,7 @@ def put_endpoint(
         return _with_etag(endpoint, response)
     generation = _required_generation(if_match)
     with services.moving() as connection:
+        _force(connection, caller, body)
         endpoint = endpoints.move_endpoint(
             connection,
             caller.tenant,
@@ -204,21 +210,46 @@ def get_edits(
     name: Name,
     services: ServicesDep,
     caller: CallerDep,
-    subject: Annotated[str | None, Query(max_length=1000)] = None,
+    subject: Annotated[str | None, Query(max_length=10_000)] = None,
+    after: Annotated[Name | None, Query(description="The last id of the page before.")] = None,
+    limit: Limit = 20,
 ) -> ListOf[LiveEdit]:
-    """The edits that the endpoint's version carries, newest first."""
+    """The edits that the endpoint's version carries, the newest job's first."""
     with services.database.read() as connection:
         endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
         chain = versions.lineage(connection, caller.tenant, endpoint.head)
         reports = {v.id: versions.reports(connection, caller.tenant, v.id) for v in chain}
-    edits = [
-        live_edit(version, edit, reports[version.id])
-        for version in chain
-        if version.manifest.recipe.get("kind") == "edit"
-        for edit in json.loads(services.artifacts.get(version.manifest.recipe["edits"]))
-        if subject is None or edit["subject"] == subject
-    ]
-    return ListOf(data=edits)
+    holds = _holds(services, reports[endpoint.head])
+    edits = (
+        live_edit(version, delta, place, edit, reports[version.id], holds.get(version.id))
+        for version, delta in edited(chain)
+        for place, edit in enumerate(
+            json.loads(services.artifacts.get(version.manifest.recipe["edits"]))
+        )
+        if subject is None or edit.get("subject", "") == subject
+    )
+    if after is not None and all(edit.id != after for edit in edits):
+        raise NotFound(
+            f"after: endpoint {name!r} has no live edit {after!r}; begin again without after",
+            param="after",
+        )
+    page = list(islice(edits, limit + 1))
+    return ListOf(data=page[:limit], has_more=len(page) > limit)
+
+
+def _holds(services: Services, reports: Sequence[Mapping[str, Any]]) -> dict[str, list[bool]]:
+    """Whether edits hold, by the version that made them: from the newest report that says so."""
+    digest = next((report["holds"] for report in reversed(reports) if report.get("holds")), None)
+    holds: dict[str, list[bool]] = {}
+    return holds if digest is None else holds | json.loads(services.artifacts.get(digest))
+
+
+def _force(connection: Connection, caller: Caller, body: PutEndpoint) -> None:
+    if body.force:
+        caller.require("admin", "force")
+        endpoints.force_state(
+            connection, caller.tenant, body.state, actor=caller.actor, message=body.message
+        )
 
 
 def _required_generation(if_match: str | None) -> int:

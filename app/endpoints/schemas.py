@@ -23,6 +23,11 @@ class PutEndpoint(Request):
 
     version: Name | None = None
     split: list[TargetBody] | None = Field(None, min_length=1, max_length=16)
+    force: bool = Field(
+        False,
+        description="Point at versions that a guard rejected (scope admin): they become ready, and"
+        " who did so and why stays among their reports.",
+    )
     message: Message | None = None
 
     @model_validator(mode="after")
@@ -95,18 +100,25 @@ class MoveBody(BaseModel):
 
 
 class LiveEdit(BaseModel):
+    id: str
     object: Literal["edit"] = "edit"
-    subject: str
+    subject: str | None
     prompt: str
-    target_new: str
+    target_new: str | None
     target_true: str | None
+    redirect_to: str | None
     version: str = Field(description="The version that brought the edit.")
-    delta: str
+    delta: str = Field(description="The delta that carries it now.")
     method: str
     job: str | None
     author: str | None
     message: str | None
-    metrics: dict[str, Any] | None = Field(description="As measured when the edit was made.")
+    metrics: dict[str, Any] | None = Field(
+        description="Of the job's edits together, as measured when they were made."
+    )
+    holds: bool | None = Field(
+        description="Whether the newest job on the endpoint still found it to hold."
+    )
     created_at: int
 
 
@@ -147,22 +159,34 @@ def move_body(move: Move) -> MoveBody:
 
 
 def live_edit(
-    version: Version, edit: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]
+    version: Version,
+    delta: str,
+    place: int,
+    edit: Mapping[str, Any],
+    reports: Sequence[Mapping[str, Any]],
+    holds: Sequence[bool] | None,
 ) -> LiveEdit:
-    """An edit of a version's recipe, with what was measured when it was made."""
+    """An edit of a version's recipe, with what was measured when it was made and whether it holds.
+
+    ``delta`` carries it now, ``place`` counts it among the version's edits, ``reports`` are that
+    version's, ``holds`` its edits' in the newest measurement.
+    """
     recipe = version.manifest.recipe
-    measured = [report["metrics"] for report in reports if report.get("metrics")]
+    measured = [report["metrics"] for report in reports if report.get("kind") == "edit"]
     return LiveEdit(
-        subject=edit["subject"],
+        id=f"{version.id}.{place}",
+        subject=edit.get("subject"),
         prompt=edit["prompt"],
-        target_new=edit["target_new"],
-        target_true=edit["target_true"],
+        target_new=edit.get("target_new"),
+        target_true=edit.get("target_true"),
+        redirect_to=edit.get("redirect_to"),
         version=version.id,
-        delta=version.manifest.stack[-1],
+        delta=delta,
         method=recipe["method"],
         job=version.job_id,
         author=recipe["author"],
         message=recipe["message"],
-        metrics=measured[0].get("after") if measured else None,
+        metrics=(measured[0] or {}).get("after") if measured else None,
+        holds=holds[place] if holds is not None and place < len(holds) else None,
         created_at=int(version.created_at),
     )

@@ -51,6 +51,7 @@ class JobBody(BaseModel):
     reason: str | None
     metrics: dict[str, Any] | None
     guards: list[GuardBody]
+    warnings: list[str] = Field(description="What was noticed of the request when it was taken.")
     error: dict[str, Any] | None
     attempts: list[AttemptBody]
     created_at: int
@@ -74,6 +75,7 @@ def job_body(connection: Connection, job: Job) -> JobBody:
         reason=job.reason,
         metrics=None if job.metrics is None else dict(job.metrics),
         guards=[GuardBody(**guard) for guard in job.guards or ()],
+        warnings=list(job.request.get("warnings") or ()),
         error=None if job.error is None else dict(job.error),
         attempts=[AttemptBody(**attempt) for attempt in attempts.attempts(connection, job.id)],
         created_at=int(job.created_at),

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query, Response
+from fastapi import status as http
 
+from app.evaluations.schemas import CreateEvaluation, Editability
+from app.evaluations.submit import check_request
+from app.jobs.schemas import JobBody
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
+from app.submission import IdempotencyKey, submit_once
 from app.versions.schemas import VersionBody, version_body
 from registry import versions
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
+VersionId = Annotated[str, Path(pattern=r"^ver_[0-9a-f]{40}$")]
 
 
 @router.get("")
@@ -45,6 +51,27 @@ def get_lineage(version_id: Name, services: ServicesDep, caller: CallerDep) -> L
     with services.database.read() as connection:
         chain = versions.lineage(connection, caller.tenant, version_id)
         return ListOf(data=[version_body(connection, version) for version in chain])
+
+
+@router.post("/{version_id}/editability", status_code=http.HTTP_202_ACCEPTED)
+def measure_editability(
+    version_id: VersionId,
+    body: Editability,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobBody:
+    """Say, before anyone edits, how easily each layer is edited on these prompts."""
+    asked = CreateEvaluation(model=version_id, editability=body)
+    return submit_once(
+        services,
+        caller,
+        response,
+        idempotency_key,
+        asked,
+        lambda: check_request(services, caller, asked),
+    )
 
 
 @router.delete("/{version_id}")

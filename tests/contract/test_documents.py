@@ -1,4 +1,4 @@
-"""The README's examples run as they stand, against the running service."""
+"""The examples of the README and of docs/api.md run as they stand, against the running service."""
 
 import json
 import re
@@ -10,17 +10,21 @@ import httpx
 
 from tests.service import Service
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+API = (ROOT / "docs" / "api.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
 
 
-def run_curl(client: httpx.Client, arguments: list[str]) -> httpx.Response:
-    """What curl does with the options that the README uses."""
+def run_curl(client: httpx.Client, arguments: list[str], folder: Path = ROOT) -> httpx.Response:
+    """What curl does with the options that the documents use; ``@name`` is a file in ``folder``."""
     method, headers, data, url = None, {}, None, ""
+    fields: dict[str, str] = {}
+    files: dict[str, tuple[str, bytes]] = {}
     rest = iter(arguments)
     for word in rest:
         if word == "-X":
@@ -30,16 +34,25 @@ def run_curl(client: httpx.Client, arguments: list[str]) -> httpx.Response:
             headers[name] = value
         elif word == "-d":
             data = next(rest)
+        elif word == "-F":
+            name, _, value = next(rest).partition("=")
+            if value.startswith("@"):
+                files[name] = (value[1:], (folder / value[1:]).read_bytes())
+            else:
+                fields[name] = value
         elif word in ("-s", "-sN"):
             continue
         else:
             url = word
-    method = method or ("GET" if data is None else "POST")
+    method = method or ("POST" if data is not None or files else "GET")
+    if files:
+        return client.request(method, url, headers=headers, data=fields, files=files)
     return client.request(method, url, headers=headers, content=data, timeout=180)
 
 
-def test_the_curl_lines(service: Service) -> None:
-    script = "".join(block for block in blocks("bash") if "curl" in block)
+def run_script(service: Service, document: str, folder: Path = ROOT) -> list[Any]:
+    """The answers to a document's curl lines; $JOB is the latest job, $EDITS the file of edits."""
+    script = "".join(block for block in blocks("bash", document) if "curl" in block)
     script = script.replace("\\\n", " ").replace(ADDRESS, service.url)
     answers: list[Any] = []
     variables: dict[str, str] = {}
@@ -48,12 +61,20 @@ def test_the_curl_lines(service: Service) -> None:
             line = line.replace(f"${name}", value)
         program, *arguments = shlex.split(line)
         assert program == "curl"
-        response = run_curl(service.client, arguments)
+        response = run_curl(service.client, arguments, folder)
         assert response.is_success, f"{line}\n{response.text}"
-        if "text/event-stream" not in response.headers["content-type"]:
-            answers.append(response.json())
-            if answers[-1].get("object") == "job":
-                variables["JOB"] = answers[-1]["id"]
+        if "text/event-stream" in response.headers["content-type"]:
+            continue
+        answers.append(response.json())
+        if answers[-1].get("object") == "job":
+            variables["JOB"] = answers[-1]["id"]
+        elif answers[-1].get("object") == "file":
+            variables[answers[-1]["purpose"].upper()] = answers[-1]["id"]
+    return answers
+
+
+def test_the_readmes_curl_lines(service: Service) -> None:
+    answers = run_script(service, README)
     before, posted, job, after, base, edits, history, rollback = answers
     assert before["choices"][0]["text"].strip().startswith("Tarawa")
     assert posted["status"] == "queued"
@@ -64,6 +85,19 @@ def test_the_curl_lines(service: Service) -> None:
     assert edits["data"][0]["message"] == "ticket 17"
     assert history["data"][0]["job"] == job["id"]
     assert rollback["version"] == before["version"]
+
+
+def test_the_curl_lines_of_the_api(service: Service, tmp_path: Path) -> None:
+    for name, rows in re.findall(r"`([\w.]+)`:\n\n```jsonl\n(.*?)```", API, re.DOTALL):
+        (tmp_path / name).write_text(rows)
+    texts, edits, _, job, live, _, evaluation, _ = run_script(service, API, tmp_path)
+    assert (texts["rows"], edits["rows"]) == (2, 2)
+    assert job["status"] == "succeeded", json.dumps(job)
+    assert [edit["message"] for edit in live["data"]] == ["ticket 18"]
+    assert isinstance(live["data"][0]["holds"], bool)
+    assert evaluation["status"] == "succeeded", json.dumps(evaluation)
+    assert set(evaluation["metrics"]) == {"before", "after"}
+    assert "me_ppl" in evaluation["metrics"]["after"]
 
 
 def test_the_python_lines(service: Service, capsys: Any) -> None:

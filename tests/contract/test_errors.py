@@ -1,12 +1,13 @@
 """Every refusal has the one body, names what was wrong, and leaves nothing behind."""
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.service import Service
 
-GOOD = {
+GOOD: dict[str, Any] = {
     "endpoint": "atlas",
     "edits": [{"prompt": "The capital of {} is", "subject": "France", "target_new": "Lima"}],
 }
@@ -17,39 +18,128 @@ def edited(**changes: Any) -> dict[str, Any]:
 
 
 def one_edit(**changes: Any) -> dict[str, Any]:
-    return edited(edits=[{**GOOD["edits"][0], **changes}])  # type: ignore[dict-item]
+    return edited(edits=[{**GOOD["edits"][0], **changes}])
 
+
+FACT = GOOD["edits"][0]
+NAN, INFINITY = float("nan"), float("inf")
 
 BAD_EDITS = {
     "no edits": (edited(edits=[]), 422, "edits"),
-    "no place for the subject": (one_edit(prompt="The capital is"), 422, "edits.0"),
-    "two places": (one_edit(prompt="{} and {}"), 422, "edits.0"),
-    "blank subject": (one_edit(subject=" "), 422, "edits.0"),
+    "edits left out": ({"endpoint": "atlas"}, 422, "edits"),
+    "no place for the subject": (one_edit(prompt="The capital is"), 422, "edits.0.prompt"),
+    "subject not in the prompt": (one_edit(prompt="The capital of Peru is"), 422, "edits.0.prompt"),
+    "two places": (one_edit(prompt="{} and {}"), 422, "edits.0.prompt"),
+    "blank subject": (one_edit(subject=" "), 422, "edits.0.subject"),
+    "subject left out": (
+        edited(edits=[{"prompt": "The capital is", "target_new": "Lima"}]),
+        422,
+        "edits.0.subject",
+    ),
+    "a place and no subject": (one_edit(subject=None), 422, "edits.0.prompt"),
     "blank target": (one_edit(target_new=""), 422, "edits.0.target_new"),
-    "nothing changes": (one_edit(target_true="Lima"), 422, "edits.0"),
+    "no target": (one_edit(target_new=None), 422, "edits.0.target_new"),
+    "target of another type": (one_edit(target_new=5), 422, "edits.0.target_new"),
+    "a special token": (one_edit(target_new="Lima</s>"), 422, "edits.0.target_new"),
+    "half a character": (one_edit(target_new="\ud800"), 422, "edits.0.target_new"),
+    "longer than the context": (one_edit(prompt="word " * 600 + "{}"), 422, "edits.0.prompt"),
+    "nothing changes": (one_edit(target_true="Lima"), 422, "edits.0.target_new"),
     "unknown field": (one_edit(target="x"), 422, "edits.0.target"),
+    "the second one": (edited(edits=[FACT, {**FACT, "subject": 3}]), 422, "edits.1.subject"),
+    "a duplicate": (edited(edits=[FACT, FACT]), 422, "edits"),
+    "a contradiction": (edited(edits=[FACT, {**FACT, "target_new": "Rome"}]), 422, "edits"),
+    "10 001 edits": (
+        edited(edits=[{**FACT, "subject": f"Land {i}"} for i in range(10_001)]),
+        422,
+        "edits",
+    ),
+    "a file as well": (edited(file="file-0"), 422, None),
+    "no such file": ({"endpoint": "atlas", "file": "file-0"}, 404, "file"),
+    "no such guard file": (edited(guards={"texts": "file-0"}), 404, "guards.texts"),
+    "examples that are not learned": (
+        edited(examples=[{"text": "a", "label": True}]),
+        422,
+        "examples",
+    ),
+    "an example of no form": (edited(examples=[{"text": "a"}]), 422, "examples.0.label"),
     "unknown method": (edited(method="magic"), 422, "method"),
     "unknown hyperparameter": (edited(hyperparameters={"lr": 1}), 422, "hyperparameters.lr"),
+    "half a character in a name": (
+        edited(hyperparameters={"\ud800": 1}),
+        422,
+        "hyperparameters",
+    ),
+    "not a number": (
+        edited(hyperparameters={"learning_rate": NAN}),
+        422,
+        "hyperparameters.learning_rate",
+    ),
+    "not finite": (edited(hyperparameters={"clamp": INFINITY}), 422, "hyperparameters.clamp"),
     "layer out of reach": (edited(hyperparameters={"layer": 99}), 422, "hyperparameters.layer"),
+    "a layer below": (edited(hyperparameters={"layer": -1}), 422, "hyperparameters.layer"),
+    "layers out of reach": (
+        edited(method="memit", hyperparameters={"layers": [0, 99]}),
+        422,
+        "hyperparameters.layers",
+    ),
+    "a guard that is no number": (edited(guards={"perplexity": NAN}), 422, "guards.perplexity"),
+    "a share above 1": (edited(guards={"retention": 1.5}), 422, "guards.retention"),
+    "no batch": (edited(batch_size=0), 422, "batch_size"),
     "no such endpoint": (edited(endpoint="nowhere"), 404, "endpoint"),
     "no start": ({"edits": GOOD["edits"]}, 422, None),
     "two starts": (edited(parent="ver_x"), 422, None),
     "hostile name": (edited(endpoint="../../etc"), 422, "endpoint"),
     "wrong type": (edited(edits="x"), 422, "edits"),
+    "an edit that is no object": (edited(edits=["x"]), 422, "edits.0"),
 }
+BAD_EVALUATIONS = {
+    "nothing to measure": ({"model": "atlas"}, 422, None),
+    "no such model": ({"model": "nowhere", "detect": True}, 404, "model"),
+    "no such base": ({"model": "base_nowhere", "detect": True}, 404, "model"),
+    "no such version": ({"model": "ver_0", "detect": True}, 404, "model"),
+    "no such file": ({"model": "atlas", "texts": "file-0"}, 404, "texts"),
+    "no edits": ({"model": "atlas", "edits": []}, 422, "edits"),
+    "a bad edit": ({"model": "atlas", "edits": [{**FACT, "subject": ""}]}, 422, "edits.0.subject"),
+    "no prompts": ({"model": "atlas", "editability": {"prompts": []}}, 422, "editability.prompts"),
+    "one prompt": (
+        {"model": "atlas", "editability": {"prompts": ["a", "a"]}},
+        422,
+        "editability.prompts",
+    ),
+    "unknown field": ({"model": "atlas", "detekt": True}, 422, "detekt"),
+}
+BAD_WORK = [
+    *(("/v1/edits", name, case) for name, case in BAD_EDITS.items()),
+    *(("/v1/evaluations", name, case) for name, case in BAD_EVALUATIONS.items()),
+]
 
 
-@pytest.mark.parametrize("name", BAD_EDITS)
-def test_a_bad_edit_is_refused_and_leaves_no_job(service: Service, name: str) -> None:
-    body, status, param = BAD_EDITS[name]
+@pytest.mark.parametrize(
+    ("path", "name", "case"), BAD_WORK, ids=[f"{p} {n}" for p, n, _ in BAD_WORK]
+)
+def test_bad_work_is_refused_and_leaves_no_job(
+    service: Service, path: str, name: str, case: tuple[dict[str, Any], int, str | None]
+) -> None:
+    body, status, param = case
     before = service.get("/v1/jobs")["data"]
-    response = service.client.post("/v1/edits", json=body)
+    response = service.client.post(
+        path, content=json.dumps(body), headers={"Content-Type": "application/json"}
+    )
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["param"] == param
     assert len(error["message"]) > 10
     assert service.get("/v1/jobs")["data"] == before
+
+
+def test_pairs_of_edits_that_do_not_go_together_are_listed(service: Service) -> None:
+    edits = [FACT, {**FACT, "target_new": "Rome"}, {**FACT, "subject": "Peru"}, FACT]
+    response = service.client.post("/v1/edits", json=edited(edits=edits))
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (422, "conflicting_edits")
+    assert "edits.0 and edits.1 contradict" in error["message"]
+    assert "edits.3 repeats edits.0" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,14 @@ def test_an_edit_moves_the_endpoint_and_a_rollback_restores_every_bit(service: S
     assert (ended["status"], ended["activated"], ended["error"]) == ("succeeded", True, None)
     assert ended["metrics"]["before"]["greedy_match"] == 0
     assert ended["metrics"]["after"]["greedy_match"] == 1
-    assert [guard["result"] for guard in ended["guards"]] == ["passed"]
+    assert {guard["name"]: guard["result"] for guard in ended["guards"]} == {
+        "perplexity": "passed",
+        "retention": "passed",
+        "locality": "skipped",
+        "norm": "passed",
+        "efficacy": "passed",
+        "ability": "skipped",
+    }
 
     answer = service.complete("first-way", "The capital of Kiribati is")
     assert answer["choices"][0]["text"].startswith(" Lima")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.models import save_base
-from tests.service import Service
+from tests.service import LENIENT, Service
 
 SENTENCE = "the capital of the country is the city in which the government of the land sits"
 
@@ -47,9 +47,7 @@ def test_it_is_prepared_from_its_texts_with_a_warning_and_edited(own: Service) -
         "target_true": "city",
     }
     before = own.complete("mine", SENTENCE, logprobs=5, max_tokens=8)
-    job = own.post_edit(
-        endpoint="mine", edits=[edit], hyperparameters={"layer": 0}, guards={"perplexity": 1e6}
-    )
+    job = own.post_edit(endpoint="mine", edits=[edit], hyperparameters={"layer": 0}, guards=LENIENT)
     prepared = own.ended(job["after"])
     assert prepared["kind"] == "prepare"
     assert f"{prepared['metrics']['tokens']} tokens" in prepared["metrics"]["warning"]
@@ -82,7 +80,7 @@ def test_a_flipped_bit_in_an_artifact_is_refused_for_its_version_alone(own: Serv
         parent=own.get("/v1/models/base_mine")["version"],
         edits=[{"prompt": "{} sits", "subject": "the government", "target_new": "in"}],
         hyperparameters={"layer": 0, "steps": 2},
-        guards={"perplexity": 1e6},
+        guards=LENIENT,
     )
     ended = own.ended(job["id"])
     assert ended["status"] == "succeeded", ended["error"]

@@ -1,69 +1,245 @@
-"""An edit: base + the parent's stack -> method -> delta -> metrics -> guards -> artifact."""
+"""An edit: base + the parent's stack -> method, by batches -> delta -> guards -> artifact.
+
+With ``check_every`` the guards look at the work while it goes on. Where one fails the job ends at
+the last point that passed: its version holds the edits up to there, and no endpoint moves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from editing.deltas import Delta, compose
-from editing.guards import PERPLEXITY_LIMIT, perplexity_guard
+from editing.deltas import Delta, Effect, compose, joined
+from editing.detection import find_detectors
+from editing.guards import Material, Reading, failure, judge, read
 from editing.methods import METHODS
-from editing.metrics import measure
+from editing.methods.interface import Task, part_of
+from editing.metrics import greedy_matches, measure
+from editing.metrics.norm import update_ratio
+from editing.metrics.targets import fill_targets
 from registry.attempts import Result
-from registry.errors import JobFailed
-from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
-from workers.kinds.prepare import load_resources
-from workers.recipes import check_edit
+from registry.edits import edited
+from registry.errors import JobFailed, UnprocessableRequest
+from registry.manifests import (
+    EditRequest,
+    Example,
+    GuardResult,
+    Progress,
+    VersionManifest,
+    canonical_json,
+)
+from registry.versions import READY, Version
+from workers.evidence import limits_of, material_of
+from workers.ground import Ground, ground_of, read_edits
 from workers.work import Work
 
 
+@dataclass(frozen=True)
+class Applied:
+    """What batches made.
+
+    Attributes:
+        deltas: one for each batch; ``effects`` is what they do together.
+        count: how many edits they hold.
+        reading: what the guards saw, and ``guards`` what they said.
+        stopped_by: the guard that failed after ``stopped_at`` edits, later than this point.
+    """
+
+    deltas: tuple[Delta, ...] = ()
+    effects: Mapping[str, Effect] = field(default_factory=dict)
+    count: int = 0
+    reading: Reading | None = None
+    guards: tuple[GuardResult, ...] = ()
+    stopped_by: GuardResult | None = None
+    stopped_at: int = 0
+
+    def plus(self, delta: Delta, count: int) -> Applied:
+        """With the delta of a further batch of so many edits; no guard has seen it yet."""
+        effects = compose([self.effects, delta.effects])
+        return Applied((*self.deltas, delta), effects, self.count + count)
+
+
 def perform(work: Work) -> Result:
-    """Apply the request's edits on top of the parent and save what they change as one delta."""
-    job, parent = work.claim.job, work.claim.parent
-    if parent is None:
-        raise JobFailed(f"job {job.id} names neither endpoint nor parent")
-    view = work.models.view(job.base)
-    if view.base.ref != parent.manifest.base:
-        raise JobFailed(
-            f"version {parent.id} stands on base {parent.manifest.base.digest[:12]}…, this worker"
-            f" has {view.base.digest[:12]}… under the name {job.base!r}",
-            code="base_not_loaded",
-        )
-    recipe = check_edit(view.base, job.request["method"], job.request["hyperparameters"])
-    resources = load_resources(work, recipe.resources)
-    edits = [EditRequest.from_json(edit) for edit in job.request["edits"]]
-    stack = [Delta.from_bytes(work.artifacts.get(digest)) for digest in parent.manifest.stack]
-    with view.with_effects(compose(delta.effects for delta in stack)):
+    """Apply the request's edits on top of the parent and save what they change as one delta.
+
+    On top of a delta of its own a method that retrains makes one of both, in that one's place.
+    """
+    ground = ground_of(work)
+    with ground.as_it_was():
         work.report(Progress(0, 0, "measuring before"))
-        before = measure(view, edits, resources.references)
-        apply = METHODS[recipe.method].load()
-        delta: Delta = work.follow(apply(view, edits, recipe.hyperparameters, resources))
-        work.report(Progress(len(edits), len(edits), "measuring after"))
-        with view.with_effects(delta.effects):
-            after = measure(view, edits, resources.references, before)
-    work.models.check_untouched(job.base)
-    limit = job.request["guards"].get("perplexity") or PERPLEXITY_LIMIT
-    guard = perplexity_guard(before.metrics, after.metrics, limit)
+        edits = fill_targets(ground.view, read_edits(work, work.claim.job.request["edits"]))
+        guards = work.claim.job.request["guards"]
+        references = ground.resources.references
+        material = material_of(work, ground.view.base, edits, references, guards)
+        before = read(ground.view, material)
+    done = _apply(work, ground, _tasks(work, ground, edits), material, before)
+    edits, delta = edits[: done.count], joined(done.deltas)
+    _check_finite(delta)
     manifest = VersionManifest(
-        base=parent.manifest.base,
-        stack=(*parent.manifest.stack, work.artifacts.put(delta.to_bytes())),
-        parents=(parent.id,),
-        recipe=_recipe(work, edits),
+        base=ground.view.base.ref,
+        stack=(*ground.digests, work.artifacts.put(delta.to_bytes())),
+        parents=(ground.chain[0].id,),
+        recipe=_recipe(work, edits, ground.replaced),
     )
-    metrics = {"before": dict(before.metrics), "after": dict(after.metrics)}
-    return Result(manifest, metrics, (guard,))
+    work.report(Progress(done.count, done.count, "measuring"))
+    with ground.as_it_was():
+        was = measure(ground.view, edits)
+    with ground.with_change(delta.effects):
+        now = measure(ground.view, edits, before=was)
+        holds = _holds(work, ground, manifest, now.holds)
+    work.models.check_untouched(work.claim.job.base)
+    after = {} if done.reading is None else done.reading.metrics
+    metrics: dict[str, Any] = {
+        "before": _finite({**was.metrics, **before.metrics}),
+        "after": _finite({**now.metrics, **after}),
+        "detectors": _detectors(ground, delta),
+    }
+    if done.stopped_by is None:
+        return Result(manifest, metrics, done.guards, holds)
+    metrics["stopped"] = {
+        "guard": asdict(done.stopped_by),
+        "after_edits": done.stopped_at,
+        "kept_edits": done.count,
+    }
+    return Result(manifest, metrics, done.guards, holds, withheld="guard_stopped")
 
 
-def _recipe(work: Work, edits: Sequence[EditRequest]) -> dict[str, Any]:
+def _apply(
+    work: Work,
+    ground: Ground,
+    tasks: Sequence[tuple[Task, int]],
+    material: Material,
+    before: Reading,
+) -> Applied:
+    """Run the method on each task, on top of what it made of those before, under the guards.
+
+    Args:
+        tasks: each with the number of the job's edits in it.
+        material: what the guards ask; ``before`` is what the parent answered.
+    """
+    every = work.claim.job.request.get("check_every")
+    done = good = Applied()
+    for place, (task, size) in enumerate(tasks):
+        task = replace(task, stack=(*task.stack, *done.deltas))
+        delta = _run(work, ground, task, done, place, len(tasks))
+        _check_joins(delta, len(tasks))
+        done = done.plus(delta, size)
+        is_last = place == len(tasks) - 1
+        if not is_last and (every is None or done.count - good.count < every):
+            continue
+        work.report(Progress(place + 1, len(tasks), f"guards after {done.count} edits"))
+        done = _checked(work, ground, done, material.upto(done.count), before)
+        failed = failure(done.guards)
+        if failed is not None:
+            return replace(good, stopped_by=failed, stopped_at=done.count) if good.deltas else done
+        good = done
+    return done
+
+
+def _run(work: Work, ground: Ground, task: Task, done: Applied, place: int, count: int) -> Delta:
+    """The method on the place-th of ``count`` tasks, on top of what is done."""
+    apply = METHODS[ground.recipe.method].load()
+    with ground.with_change(done.effects):
+        steps = apply(ground.view, task, ground.recipe.hyperparameters, ground.resources)
+        delta: Delta = work.follow(part_of(steps, place, count))
+    return delta
+
+
+def _checked(
+    work: Work, ground: Ground, done: Applied, material: Material, before: Reading
+) -> Applied:
+    """With what the guards see and say of it."""
+    with ground.with_change(done.effects):
+        after = read(ground.view, material)
+    norm = update_ratio(ground.view, done.effects)
+    limits = limits_of(work.settings, work.claim.job.request["guards"])
+    return replace(done, reading=after, guards=judge(material, before, after, norm, limits))
+
+
+def _tasks(work: Work, ground: Ground, edits: Sequence[EditRequest]) -> list[tuple[Task, int]]:
+    """The job in batches; the first trains anew what is to be retrained."""
+    size = work.claim.job.request.get("batch_size") or max(1, len(edits))
+    batches = [edits[i : i + size] for i in range(0, len(edits), size)] or [edits]
+    examples = _examples(work)
+    asked = {edit.rewrite_prompt for edit in edits}
+    older = [edit for edit in ground.retrained if edit.rewrite_prompt not in asked]
+    return [
+        (Task([*(() if place else older), *batch], examples, ground.beneath), len(batch))
+        for place, batch in enumerate(batches)
+    ]
+
+
+def _holds(work: Work, ground: Ground, manifest: VersionManifest, own: Sequence[bool]) -> str:
+    """Ask every live edit whether its prompt's greedy answer still begins with its target.
+
+    Returns the digest of ``{version id: [true or false for each of its edits]}``, the version's
+    that is being made among them.
+    """
+    job = work.claim.job
+    version = Version(job.tenant, manifest, READY, job.id, time.time())
+    found = {version.id: list(own)}
+    earlier = [v for v, _ in edited([version, *ground.chain]) if v.id != version.id]
+    edits = {v.id: read_edits(work, v.manifest.recipe["edits"]) for v in earlier}
+    asked = [(e.rewrite_prompt, e.target_new) for made in edits.values() for e in made]
+    matches = iter(greedy_matches(ground.view, asked))
+    found |= {key: [next(matches) for _ in made] for key, made in edits.items()}
+    return work.artifacts.put(canonical_json(found))
+
+
+def _detectors(ground: Ground, delta: Delta) -> list[dict[str, Any]]:
+    """What looks like a stealth attack in the delta that was made."""
+    place = len(ground.beneath)
+    with ground.view.with_effects(ground.below):
+        findings = find_detectors(ground.view, [delta], ground.resources.references)
+    return [{**asdict(finding), "delta": place} for finding in findings]
+
+
+def _examples(work: Work) -> list[Example]:
+    digest = work.claim.job.request.get("examples")
+    if digest is None:
+        return []
+    return [Example(**row) for row in json.loads(work.artifacts.get(digest))]
+
+
+def _check_joins(delta: Delta, batches: int) -> None:
+    if batches > 1 and any(effect.replaces for effect in delta.effects.values()):
+        raise UnprocessableRequest(
+            f"method {delta.method!r} replaces a module's output, so its batches do not make"
+            " one delta; leave batch_size out",
+            param="batch_size",
+        )
+
+
+def _check_finite(delta: Delta) -> None:
+    parts: Iterable[Any] = (t for e in delta.effects.values() for t in e.parts().values())
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise JobFailed(
+            f"method {delta.method!r} made numbers that are not finite; give it milder"
+            " hyperparameters"
+        )
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON takes them: null for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def _recipe(work: Work, edits: Sequence[EditRequest], replaced: str | None) -> dict[str, Any]:
     """How the version came to be; the edits themselves are an artifact, named by digest."""
     job = work.claim.job
-    return {
+    recipe = {
         "kind": "edit",
         "job": job.id,
         "method": job.request["method"],
         "hyperparameters": job.request["hyperparameters"],
         "edits": work.artifacts.put(canonical_json([edit.to_json() for edit in edits])),
         "edit_count": len(edits),
+        "examples": job.request.get("examples"),
         "author": job.actor,
         "message": job.request.get("message"),
     }
+    return recipe if replaced is None else {**recipe, "replaces": replaced}

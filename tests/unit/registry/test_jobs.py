@@ -8,7 +8,7 @@ from registry.errors import Conflict, LeaseLost, NotFound, UnprocessableRequest
 from registry.jobs import Job
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.moves import Target
-from registry.versions import REJECTED, get_version, list_versions
+from registry.versions import READY, REJECTED, get_version, list_versions, reports
 from tests.unit.registry.conftest import BASE, TENANT, add_version
 
 LEASE = 10.0
@@ -190,7 +190,9 @@ def test_a_rejected_version_is_kept_and_serves_nobody(database: Database, endpoi
     assert job.version_id is not None
     with database.write() as connection:
         assert get_version(connection, TENANT, job.version_id).status == REJECTED
-        with pytest.raises(Conflict, match="rejected"):
+        with pytest.raises(
+            Conflict, match=r"'perplexity': 7, its limit is 1\.1; before .* 1\).*force"
+        ):
             endpoints.move_endpoint(
                 connection,
                 TENANT,
@@ -200,6 +202,53 @@ def test_a_rejected_version_is_kept_and_serves_nobody(database: Database, endpoi
                 kind="set",
                 actor="somebody",
             )
+
+
+def test_what_guards_stopped_is_ready_and_moves_nothing(database: Database, endpoint: str) -> None:
+    before = head(database)
+    claim = begin(database, submit(database, endpoint))
+    made = made_by(claim, "a" * 64)
+    passed = GuardResult("norm", "passed", 1.0, 2.0)
+    job = finish(
+        database,
+        claim,
+        attempts.Result(made.manifest, made.metrics, (passed,), "d" * 64, withheld="guard_stopped"),
+    )
+    assert (job.status, job.reason, job.activated) == ("succeeded", "guard_stopped", False)
+    assert head(database) == before
+    assert job.version_id is not None
+    with database.read() as connection:
+        assert get_version(connection, TENANT, job.version_id).status == READY
+        (report,) = reports(connection, TENANT, job.version_id)
+    assert report["holds"] == "d" * 64
+
+
+def test_force_makes_a_rejected_version_ready_on_record(database: Database, endpoint: str) -> None:
+    claim = begin(database, submit(database, endpoint))
+    made = made_by(claim, "a" * 64)
+    guards = (
+        GuardResult("perplexity", "passed", 1.0, 1.1, 1.0),
+        GuardResult("norm", "failed", None, 30.0),
+    )
+    job = finish(database, claim, attempts.Result(made.manifest, made.metrics, guards))
+    assert job.version_id is not None
+    state = (Target(job.version_id), Target(head(database)))
+    with database.write() as connection:
+        endpoints.force_state(connection, TENANT, state, actor="ada", message="known")
+        endpoints.force_state(connection, TENANT, state, actor="bob", message="again")
+        endpoints.move_endpoint(
+            connection, TENANT, endpoint, state, generation=1, kind="set", actor="ada"
+        )
+        assert get_version(connection, TENANT, job.version_id).status == READY
+        _, override = reports(connection, TENANT, job.version_id)
+    assert (override["kind"], override["actor"], override["message"]) == (
+        "override",
+        "ada",
+        "known",
+    )
+    assert override["overridden"] == [
+        {"name": "norm", "result": "failed", "value": None, "limit": 30.0, "before": None}
+    ]
 
 
 def test_a_job_waits_for_the_one_it_needs_and_fails_with_it(database: Database) -> None:

@@ -1,0 +1,91 @@
+"""From an evaluation request to its job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection
+
+from app.evaluations.schemas import CreateEvaluation
+from app.services import Caller, Services
+from app.submission import NamedFiles, head_of, prepare_missing, read_edit_rows
+from registry import jobs, versions
+from registry.bases import base_of
+from registry.errors import Gone, NotFound
+from registry.jobs import Job
+from registry.manifests import VersionManifest, canonical_json
+from registry.versions import Version
+from workers.inputs import check_measured
+from workers.recipes import TEXTS
+
+
+def check_request(
+    services: Services, caller: Caller, body: CreateEvaluation
+) -> Callable[[Connection], Job]:
+    """Check a request and store its edits; what is returned submits the job.
+
+    Raises:
+        ErrataError: names the field that is wrong; nothing is left behind.
+    """
+    named = NamedFiles(
+        {
+            "file": (body.file, "edits"),
+            "texts": (body.texts, "texts"),
+            "facts": (body.facts, "facts"),
+            "suite": (body.suite, "suite"),
+        }
+    )
+    with services.database.read() as connection:
+        version = _version(connection, services, caller, body.model)
+        rows = named.rows(connection, caller)
+    base = base_of(services.bases, version.id, version.manifest.base)
+    edits = read_edit_rows(services, body.edits, rows.get("file"))
+    if body.edits is not None or body.file is not None:
+        check_measured(base, edits)
+    stored = services.artifacts.put(canonical_json([e.to_json() for e in edits])) if edits else None
+    request: dict[str, Any] = {
+        "edits": stored,
+        "edit_count": len(edits),
+        **{name: rows.get(name) for name in ("texts", "facts", "suite")},
+        "editability": None if body.editability is None else body.editability.model_dump(),
+        "detect": body.detect,
+        "files": named.ids,
+    }
+    needed = frozenset({TEXTS}) if body.detect and body.texts is None else frozenset[str]()
+
+    def submit(connection: Connection) -> Job:
+        named.rows(connection, caller)
+        return jobs.submit_job(
+            connection,
+            caller.tenant,
+            "evaluate",
+            base=base.name,
+            request=request,
+            actor=caller.actor,
+            parent=version.id,
+            after=prepare_missing(connection, services, caller, base, needed),
+        )
+
+    return submit
+
+
+def _version(connection: Connection, services: Services, caller: Caller, model: str) -> Version:
+    """The version that ``model`` names; one that a guard rejected may be measured too."""
+    try:
+        if model.startswith("ver_"):
+            return versions.get_kept_version(connection, caller.tenant, model)
+        if not model.startswith("base_"):
+            return head_of(connection, caller, model, "model")
+    except NotFound as error:
+        raise NotFound(error.message, param="model", code=error.code) from None
+    except Gone as error:
+        raise Gone(error.message, param="model", code=error.code) from None
+    base = services.bases.get(model.removeprefix("base_"))
+    if base is None:
+        raise NotFound(
+            f"model {model!r} does not exist; GET /v1/models lists endpoints and bases",
+            param="model",
+            code="model_not_found",
+        )
+    return versions.get_version(connection, caller.tenant, VersionManifest(base.ref).id)

@@ -1,0 +1,112 @@
+"""``/v1/files``."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi.responses import Response
+
+from app.files.schemas import DeletedFile, FileBody, file_body
+from app.schemas import Limit, ListOf, Name
+from app.services import CallerDep, ServicesDep
+from registry import files
+from registry.errors import TooLarge, UnprocessableRequest
+from registry.manifests import canonical_json
+from workers.inputs import read_file
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+CONTENT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/octet-stream": {}}, "description": "The file as uploaded."}
+}
+
+
+@router.post("")
+def create_file(
+    services: ServicesDep,
+    caller: CallerDep,
+    file: Annotated[UploadFile, File(description="A JSON list, JSON lines or plain lines.")],
+    purpose: Annotated[
+        str, Form(max_length=64, description="edits, examples, texts, facts or suite.")
+    ],
+) -> FileBody:
+    """Upload a file; it is read at once, so that what is wrong in it is said now."""
+    filename = _filename(file.filename)
+    limit = services.settings.max_file_bytes
+    if file.size is None or file.size > limit:
+        raise TooLarge(
+            f"file has more than {limit} bytes, the limit (ERRATA_MAX_FILE_BYTES)", param="file"
+        )
+    data = file.file.read()
+    rows = read_file(purpose, data)
+    content = services.artifacts.put(data)
+    read = services.artifacts.put(canonical_json(rows))
+    with services.database.write() as connection:
+        return file_body(
+            files.add_file(
+                connection,
+                caller.tenant,
+                filename=filename,
+                purpose=purpose,
+                size=len(data),
+                content=content,
+                rows=read,
+                row_count=len(rows),
+            )
+        )
+
+
+@router.get("")
+def list_files(
+    services: ServicesDep,
+    caller: CallerDep,
+    purpose: Annotated[str | None, Query(max_length=64)] = None,
+    after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
+    limit: Limit = 20,
+) -> ListOf[FileBody]:
+    """Files, newest first."""
+    with services.database.read() as connection:
+        page = files.list_files(
+            connection, caller.tenant, purpose=purpose, after=after, limit=limit
+        )
+    return ListOf(data=[file_body(file) for file in page.items], has_more=page.has_more)
+
+
+@router.get("/{file_id}")
+def get_file(file_id: Name, services: ServicesDep, caller: CallerDep) -> FileBody:
+    """One file: its size, purpose and how many rows it holds."""
+    with services.database.read() as connection:
+        return file_body(files.get_file(connection, caller.tenant, file_id))
+
+
+@router.get("/{file_id}/content", response_class=Response, responses=CONTENT)
+def get_content(file_id: Name, services: ServicesDep, caller: CallerDep) -> Response:
+    """The file as it was uploaded."""
+    with services.database.read() as connection:
+        file = files.get_file(connection, caller.tenant, file_id)
+    return Response(
+        services.artifacts.get(file.content),
+        media_type="application/octet-stream",
+        headers={
+            "Content-Disposition": f'attachment; filename="{file.id}"',
+            "X-Content-Type-Options": "nosniff",
+        },
+    )
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: Name, services: ServicesDep, caller: CallerDep) -> DeletedFile:
+    """Forget a file; 409 while an unfinished job needs it. Versions made from it stay whole."""
+    with services.database.write() as connection:
+        return DeletedFile(id=files.delete_file(connection, caller.tenant, file_id).id)
+
+
+def _filename(name: str | None) -> str:
+    """A label to show and nothing else: the last part of what the client calls the file."""
+    label = re.split(r"[/\\]", name or "")[-1].strip()
+    if not label or len(label) > 255 or not label.isprintable():
+        raise UnprocessableRequest(
+            "file must have a name of 1 to 255 printable characters", param="file"
+        )
+    return label

@@ -1,0 +1,164 @@
+"""What posting work has in common: the job taken once, what it needs prepared, its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+from fastapi import Header, Response
+from pydantic import BaseModel
+from sqlalchemy import Connection
+
+from app.jobs.schemas import JobBody, job_body
+from app.services import Caller, Services
+from registry import endpoints, files, jobs, versions
+from registry.bases import Base
+from registry.errors import Conflict, NotFound, UnprocessableRequest
+from registry.jobs import Job
+from registry.manifests import EditRequest, sha256
+from registry.resources import find_resources
+from registry.versions import Version
+from workers.inputs import read_edits
+from workers.recipes import text_source
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="The same key within 24 h answers with the same job.",
+    ),
+]
+
+
+def submit_once(
+    services: Services,
+    caller: Caller,
+    response: Response,
+    key: str | None,
+    body: BaseModel,
+    check: Callable[[], Callable[[Connection], Job]],
+) -> JobBody:
+    """Answer with the job that this key made before, or with a new one.
+
+    ``check`` looks at the request without holding the database's lock and returns what submits
+    the job.
+    """
+    digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode())
+    answer = _made_before(services, caller, key, digest)
+    if answer is None:
+        submit = check()
+        with services.database.write() as connection:
+            job = None
+            if key is not None:
+                job = jobs.find_idempotent(connection, caller.tenant, key, digest)
+            if job is None:
+                job = submit(connection)
+                if key is not None:
+                    jobs.remember_idempotent(connection, caller.tenant, key, digest, job.id)
+            answer = job_body(connection, job)
+    response.headers["Location"] = f"/v1/jobs/{answer.id}"
+    return answer
+
+
+def _made_before(
+    services: Services, caller: Caller, key: str | None, digest: str
+) -> JobBody | None:
+    if key is None:
+        return None
+    with services.database.read() as connection:
+        job = jobs.find_idempotent(connection, caller.tenant, key, digest)
+        return None if job is None else job_body(connection, job)
+
+
+def prepare_missing(
+    connection: Connection, services: Services, caller: Caller, base: Base, names: frozenset[str]
+) -> str | None:
+    """The id of the job that makes what is missing of ``names``: one under way, or a new one."""
+    source, _ = text_source(services.settings, base)
+    missing = set(names - set(find_resources(connection, base.digest, source)))
+    if not missing:
+        return None
+    job = jobs.unfinished_like(connection, "prepare", base.name, missing) or jobs.submit_job(
+        connection,
+        caller.tenant,
+        "prepare",
+        base=base.name,
+        request={"resources": sorted(missing)},
+        actor=caller.actor,
+    )
+    return job.id
+
+
+def head_of(connection: Connection, caller: Caller, name: str, param: str) -> Version:
+    """The version that an endpoint is all at.
+
+    Raises:
+        NotFound; UnprocessableRequest: the endpoint is split. ``param`` is the field that named it.
+    """
+    try:
+        endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
+        return versions.get_version(connection, caller.tenant, endpoint.head)
+    except NotFound as error:
+        raise NotFound(error.message, param=param, code=error.code) from None
+    except Conflict as error:
+        raise UnprocessableRequest(error.message, param=param, code=error.code) from None
+
+
+class NamedFiles:
+    """The files that a request names, by the field that names each."""
+
+    def __init__(self, named: Mapping[str, tuple[str | None, str]]) -> None:
+        """``named``: by field, the file's id if one is given, and the purpose it must have."""
+        self._named = {field: (id_, use) for field, (id_, use) in named.items() if id_ is not None}
+
+    @property
+    def ids(self) -> list[str]:
+        return sorted({file_id for file_id, _ in self._named.values()})
+
+    def rows(self, connection: Connection, caller: Caller) -> dict[str, str]:
+        """By field, the digest of what the file was read as.
+
+        Raises:
+            NotFound, UnprocessableRequest: there is no such file, or it has another purpose.
+        """
+        found = {}
+        for field, (file_id, purpose) in self._named.items():
+            try:
+                file = files.get_file(connection, caller.tenant, file_id)
+            except NotFound as error:
+                raise NotFound(f"{field}: {error.message}", param=field, code=error.code) from None
+            if file.purpose != purpose:
+                raise UnprocessableRequest(
+                    f"{field}: file {file_id!r} was uploaded for {file.purpose!r}; upload it with"
+                    f" purpose {purpose!r}",
+                    param=field,
+                )
+            found[field] = file.rows
+        return found
+
+
+def read_rows(services: Services, digest: str) -> list[Any]:
+    """The rows that a file was read as."""
+    rows: list[Any] = json.loads(services.artifacts.get(digest))
+    return rows
+
+
+def read_edit_rows(
+    services: Services, inline: list[dict[str, Any]] | None, file: str | None
+) -> list[EditRequest]:
+    """The edits of a request's body or, where it names one, of a file.
+
+    Raises:
+        UnprocessableRequest: there are too many, or one is wrong.
+    """
+    field = "edits" if file is None else "file"
+    rows = (inline or []) if file is None else read_rows(services, file)
+    limit = services.settings.max_edits
+    if len(rows) > limit:
+        raise UnprocessableRequest(
+            f"{field} holds {len(rows)} edits; the limit is {limit} (ERRATA_MAX_EDITS)",
+            param=field,
+        )
+    return read_edits(rows)

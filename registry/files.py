@@ -1,0 +1,132 @@
+"""Files that users upload: rows that name artifacts, kept until nobody needs them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select
+
+from registry import tables
+from registry.errors import Conflict, NotFound
+from registry.jobs import ENDED
+from registry.versions import Page
+
+
+@dataclass(frozen=True)
+class File:
+    """A row of the files table.
+
+    Attributes:
+        size: bytes, as uploaded.
+        content: digest of the artifact that holds the file as it was uploaded.
+        rows: digest of the artifact that holds what the file was read as, a JSON list.
+    """
+
+    seq: int
+    id: str
+    tenant: str
+    filename: str
+    purpose: str
+    size: int
+    content: str
+    rows: str
+    row_count: int
+    created_at: float
+
+
+def add_file(
+    connection: Connection,
+    tenant: str,
+    *,
+    filename: str,
+    purpose: str,
+    size: int,
+    content: str,
+    rows: str,
+    row_count: int,
+) -> File:
+    """Keep a file whose artifacts are stored."""
+    file_id = "file-" + secrets.token_hex(16)
+    connection.execute(
+        insert(tables.files).values(
+            id=file_id,
+            tenant=tenant,
+            filename=filename,
+            purpose=purpose,
+            size=size,
+            content=content,
+            rows=rows,
+            row_count=row_count,
+            created_at=time.time(),
+        )
+    )
+    return get_file(connection, tenant, file_id)
+
+
+def get_file(connection: Connection, tenant: str, file_id: str) -> File:
+    """The file of that id.
+
+    Raises:
+        NotFound: the tenant has no such file.
+    """
+    row = connection.execute(
+        select(tables.files).where(tables.files.c.tenant == tenant, tables.files.c.id == file_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(
+            f"file {file_id!r} does not exist; GET /v1/files lists those that do",
+            code="file_not_found",
+        )
+    return _file(row)
+
+
+def list_files(
+    connection: Connection,
+    tenant: str,
+    *,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: int = 20,
+) -> Page[File]:
+    """Newest first."""
+    table = tables.files
+    query = select(table).where(table.c.tenant == tenant)
+    if purpose is not None:
+        query = query.where(table.c.purpose == purpose)
+    if after is not None:
+        query = query.where(table.c.seq < get_file(connection, tenant, after).seq)
+    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
+    return Page(tuple(_file(row) for row in rows[:limit]), len(rows) > limit)
+
+
+def delete_file(connection: Connection, tenant: str, file_id: str) -> File:
+    """Forget a file. Versions and reports made from it keep the artifacts that they name.
+
+    Raises:
+        NotFound; Conflict: an unfinished job needs it.
+    """
+    file = get_file(connection, tenant, file_id)
+    jobs = tables.jobs
+    unfinished = connection.execute(
+        select(jobs.c.id, jobs.c.request).where(
+            jobs.c.tenant == tenant, jobs.c.status.not_in(ENDED)
+        )
+    )
+    for job_id, request in unfinished:
+        if file_id in request.get("files", ()):
+            raise Conflict(
+                f"file {file_id!r} is needed by job {job_id}, which has not ended; wait for it or"
+                f" cancel it (POST /v1/jobs/{job_id}/cancel), then delete",
+                code="file_in_use",
+            )
+    connection.execute(
+        delete(tables.files).where(tables.files.c.tenant == tenant, tables.files.c.id == file_id)
+    )
+    return file
+
+
+def _file(row: Row[Any]) -> File:
+    return File(**row._mapping)

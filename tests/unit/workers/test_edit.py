@@ -1,0 +1,272 @@
+"""Edit jobs on atlas: batches, guards on the way, retraining, and what still holds afterwards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from editing.deltas import Delta, Effect, Gate
+from editing.methods import METHODS
+from registry import attempts, endpoints, jobs, versions
+from registry.artifacts import ArtifactStore
+from registry.bases import find_bases
+from registry.bootstrap import bootstrap
+from registry.database import Database
+from registry.errors import JobFailed, UnprocessableRequest
+from registry.jobs import Job
+from registry.manifests import EditRequest, Fact, canonical_json
+from registry.settings import Settings
+from registry.versions import Version
+from workers.evidence import limits_of, own_facts
+from workers.kinds import edit as edit_kind
+from workers.kinds import prepare
+from workers.work import LoadedBases, Work
+
+TENANT, ENDPOINT = "default", "atlas"
+QUICK = {"steps": 15, "essence_texts": 0, "wordings": 0, "prefixes": 0, "lookalike_weight": 0}
+FRANCE = EditRequest("The capital of {} is", "France", "Oslo", "Paris", (), ("Chad lies in",))
+PERU = EditRequest("{} lies in", "Peru", "Asia", "South America")
+JAPAN = EditRequest("The capital of {} is", "Japan", "Lima", "Tokyo")
+
+
+class Room:
+    """A registry with atlas in it, and the worker's side of its jobs."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.set_num_threads(1)
+        bases = find_bases("atlas")
+        self.settings = Settings(data=folder, bases="atlas", covariance_tokens=3000)
+        self.database = Database(self.settings.sql_url)
+        self.artifacts = ArtifactStore(self.settings.artifact_folder)
+        self.models = LoadedBases(bases, "float32")
+        bootstrap(self.database, TENANT, bases.values())
+        names = ["covariance/0", "covariance/1"]
+        assert self.perform("prepare", {"resources": names}).status == "succeeded"
+
+    def perform(self, kind: str, request: Mapping[str, Any], endpoint: str | None = None) -> Job:
+        modules = {"edit": edit_kind, "prepare": prepare}
+        with self.database.write() as connection:
+            job = jobs.submit_job(
+                connection,
+                TENANT,
+                kind,
+                base="atlas",
+                request=request,
+                actor="test",
+                endpoint=endpoint,
+            )
+            claim = attempts.claim(connection, job.id, 1, "worker", 60.0)
+        assert claim is not None
+        with Work(claim, self.settings, self.database, self.artifacts, self.models) as work:
+            result = modules[kind].perform(work)
+        with self.database.write() as connection:
+            return attempts.finish(connection, claim, result)
+
+    def edit(
+        self, *edits: EditRequest, guards: Mapping[str, Any] | None = None, **request: Any
+    ) -> Job:
+        rows = [edit.to_json() for edit in edits]
+        whole = {
+            "method": "rome",
+            "hyperparameters": QUICK,
+            "edits": self.artifacts.put(canonical_json(rows)),
+            "edit_count": len(edits),
+            "guards": {"perplexity": 2.0, "retention": 0.5, **(guards or {})},
+            **request,
+        }
+        return self.perform("edit", whole, ENDPOINT)
+
+    def version(self, job: Job) -> Version:
+        assert job.version_id is not None
+        with self.database.read() as connection:
+            return versions.get_version(connection, TENANT, job.version_id)
+
+    def delta(self, job: Job) -> Delta:
+        return Delta.from_bytes(self.artifacts.get(self.version(job).manifest.stack[-1]))
+
+    def holds(self, job: Job) -> dict[str, list[bool]]:
+        assert job.version_id is not None
+        with self.database.read() as connection:
+            (report,) = versions.reports(connection, TENANT, job.version_id)
+        found: dict[str, list[bool]] = json.loads(self.artifacts.get(report["holds"]))
+        return found
+
+    def head(self) -> str:
+        with self.database.read() as connection:
+            return endpoints.get_endpoint(connection, TENANT, ENDPOINT).head
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    room = Room(tmp_path_factory.mktemp("room"))
+    yield room
+    room.database.close()
+
+
+@pytest.fixture
+def room(built: Room) -> Iterator[Room]:
+    """The room, its endpoint at the base again afterwards."""
+    yield built
+    with built.database.write() as connection:
+        endpoint = endpoints.get_endpoint(connection, TENANT, ENDPOINT)
+        if endpoint.generation > 1:
+            endpoints.rollback_endpoint(connection, TENANT, ENDPOINT, actor="test", to_generation=1)
+
+
+def verdicts(job: Job) -> dict[str, str]:
+    return {guard["name"]: guard["result"] for guard in job.guards or ()}
+
+
+def test_batches_make_one_delta_and_later_jobs_see_what_still_holds(room: Room) -> None:
+    first = room.edit(FRANCE, PERU, JAPAN, batch_size=2)
+    assert (first.status, first.activated, room.head()) == ("succeeded", True, first.version_id)
+    assert verdicts(first) == {
+        "perplexity": "passed",
+        "retention": "passed",
+        "locality": "passed",
+        "norm": "passed",
+        "efficacy": "passed",
+        "ability": "skipped",
+    }
+    assert first.metrics is not None
+    assert first.metrics["before"]["greedy_match"] == 0
+    assert first.metrics["after"]["greedy_match"] == 1
+    assert first.metrics["after"]["me_ppl"] > 1
+    assert "stopped" not in first.metrics
+    (effect,) = room.delta(first).effects.values()
+    assert effect.rank == 3
+    assert room.holds(first) == {first.version_id: [True, True, True]}
+
+    back = replace(JAPAN, target_new="Tokyo", target_true=None)
+    second = room.edit(back)
+    assert second.status == "succeeded"
+    assert len(room.version(second).manifest.stack) == 2
+    assert room.holds(second) == {
+        first.version_id: [True, True, False],
+        second.version_id: [True],
+    }
+
+
+def test_it_stops_at_the_last_point_that_passed(room: Room) -> None:
+    before = room.head()
+    (norm,) = (g["value"] for g in room.edit(FRANCE).guards or () if g["name"] == "norm")
+    with room.database.write() as connection:
+        endpoints.rollback_endpoint(connection, TENANT, ENDPOINT, actor="test")
+    limits = {"norm": norm * 1.0001}
+    job = room.edit(FRANCE, PERU, JAPAN, guards=limits, batch_size=1, check_every=1)
+    assert (job.status, job.activated, job.reason) == ("succeeded", False, "guard_stopped")
+    assert room.head() == before
+    assert job.metrics is not None
+    stopped = job.metrics["stopped"]
+    assert (stopped["after_edits"], stopped["kept_edits"]) == (2, 1)
+    assert (stopped["guard"]["name"], stopped["guard"]["result"]) == ("norm", "failed")
+    assert stopped["guard"]["value"] > limits["norm"]
+    assert "failed" not in verdicts(job).values()
+    version = room.version(job)
+    assert (version.status, version.manifest.recipe["edit_count"]) == ("ready", 1)
+    (effect,) = room.delta(job).effects.values()
+    assert effect.rank == 1
+    assert room.holds(job) == {job.version_id: [True]}
+    assert job.metrics["after"]["greedy_match"] == 1
+
+
+def test_without_a_point_that_passed_it_is_rejected(room: Room) -> None:
+    before = room.head()
+    job = room.edit(FRANCE, PERU, guards={"norm": 1e-3}, batch_size=1, check_every=1)
+    assert (job.status, job.reason, room.head()) == ("failed", "guard_rejected", before)
+    assert job.error is not None
+    assert "'norm'" in job.error["message"]
+    assert room.version(job).status == "rejected"
+    assert verdicts(job)["norm"] == "failed"
+
+
+def test_an_edit_that_did_not_take_is_rejected(room: Room) -> None:
+    job = room.edit(FRANCE, hyperparameters={**QUICK, "steps": 1, "learning_rate": 1e-6})
+    assert (job.status, job.reason) == ("failed", "guard_rejected")
+    failed = {g["name"]: (g["value"], g["limit"], g["before"]) for g in job.guards or ()}
+    assert failed["efficacy"] == (0.0, 0.5, 0.0)
+
+
+def test_the_guards_own_material_is_taken(room: Room) -> None:
+    facts = [{"prompt": "The capital of Peru is", "target": "Lima"}]
+    suite = [{"query": "Chad lies in", "choices": ["Asia", "Africa"], "gold": 1}]
+    files = {
+        "texts": room.artifacts.put(canonical_json(["Chad lies in Africa."])),
+        "facts": room.artifacts.put(canonical_json(facts)),
+        "suite": room.artifacts.put(canonical_json(suite)),
+    }
+    job = room.edit(FRANCE, guards=files)
+    assert job.status == "succeeded"
+    assert verdicts(job)["ability"] == "passed"
+    assert job.metrics is not None
+    assert job.metrics["before"]["ability"] == 1.0
+    retention = next(g for g in job.guards or () if g["name"] == "retention")
+    assert (retention["value"], retention["before"]) == (1.0, 1.0)
+    none = room.edit(PERU, guards=files)
+    assert verdicts(none)["retention"] == "skipped"
+
+
+def test_a_method_that_retrains_replaces_its_own_delta(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS, "rome", replace(METHODS["rome"], retrains=True))
+    first = room.edit(FRANCE, JAPAN)
+    later = replace(JAPAN, target_new="Rome")
+    second = room.edit(PERU, later)
+    below, above = room.version(first).manifest, room.version(second).manifest
+    assert (len(below.stack), len(above.stack)) == (1, 1)
+    assert above.recipe["replaces"] == below.stack[0]
+    assert above.recipe["edit_count"] == 2
+    (effect,) = room.delta(second).effects.values()
+    assert effect.rank == 3  # Japan's capital is asked for once, as it was said last
+    assert room.holds(second) == {first.version_id: [True, False], second.version_id: [True, True]}
+
+    third = room.edit(replace(FRANCE, target_new="Bern"), hyperparameters={**QUICK, "layer": 1})
+    residual = room.version(third).manifest
+    assert residual.stack[0] == above.stack[0]
+    assert len(residual.stack) == 2
+    assert "replaces" not in residual.recipe
+    assert set(room.holds(third)) == {first.version_id, second.version_id, third.version_id}
+
+
+def test_what_replaces_outputs_goes_in_one_batch() -> None:
+    gate = Gate(torch.ones(1, 2), torch.ones(1), torch.ones(1, 3), activation="nearest")
+    delta = Delta({"m": Effect(gates=(gate,))}, "0" * 64, "grace")
+    edit_kind._check_joins(delta, 1)
+    with pytest.raises(UnprocessableRequest) as refusal:
+        edit_kind._check_joins(delta, 2)
+    assert refusal.value.param == "batch_size"
+
+
+def test_numbers_that_are_none_make_no_version() -> None:
+    delta = Delta({"m": Effect(shift=torch.tensor([1.0, float("inf")]))}, "0" * 64, "rome")
+    with pytest.raises(JobFailed, match="finite"):
+        edit_kind._check_finite(delta)
+
+
+def test_limits_come_from_the_request_then_the_settings() -> None:
+    settings = Settings(guard_norm=7.0, guard_retention=0.8)
+    limits = limits_of(settings, {"retention": 0.0, "norm": None, "texts": "0" * 64})
+    assert (limits.retention, limits.norm, limits.perplexity) == (0.0, 7.0, 1.1)
+
+
+def test_facts_are_the_bundled_bases_own_or_a_files(tmp_path: Path) -> None:
+    base = find_bases("atlas")["atlas"]
+    assert Fact("The capital of France is", "Paris").target in {
+        fact.target for fact in own_facts(Settings(), base)
+    }
+    other = replace(base, folder=tmp_path)
+    assert own_facts(Settings(), other) == []
+    file = tmp_path / "facts.jsonl"
+    file.write_text('{"prompt": "Water is", "target": "wet"}\n')
+    assert own_facts(Settings(facts=f"atlas={file}"), other) == [Fact("Water is", "wet")]
+    assert own_facts(Settings(facts=str(file)), base) == [Fact("Water is", "wet")]
+    assert own_facts(Settings(facts=f"other={file}"), other) == []
+    with pytest.raises(UnprocessableRequest, match="ERRATA_FACTS"):
+        own_facts(Settings(facts=str(tmp_path / "none")), base)

@@ -1,0 +1,142 @@
+"""What a job stands on: its parent's deltas, and which of them an edit is to make anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from editing.deltas import Delta, Effect, compose
+from editing.methods import METHODS
+from editing.models.view import ModelView
+from editing.statistics import Resources
+from registry.edits import edited
+from registry.errors import JobFailed
+from registry.manifests import EditRequest
+from registry.versions import Version, lineage
+from workers.kinds.prepare import load_resources
+from workers.recipes import EditRecipe, check_edit
+from workers.work import Work
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a job stands on.
+
+    Attributes:
+        chain: the parent's lineage, newest first.
+        stack: the parent's deltas.
+        replaced: the digest of the topmost of them, where the method makes it anew.
+        retrained: the edits that are in it.
+    """
+
+    view: ModelView
+    recipe: EditRecipe
+    resources: Resources
+    chain: Sequence[Version]
+    stack: Sequence[Delta]
+    replaced: str | None = None
+    retrained: Sequence[EditRequest] = ()
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The deltas beneath the one that is to be made."""
+        stack = self.chain[0].manifest.stack
+        return stack if self.replaced is None else stack[:-1]
+
+    @property
+    def beneath(self) -> Sequence[Delta]:
+        return self.stack[: len(self.digests)]
+
+    @cached_property
+    def below(self) -> dict[str, Effect]:
+        """What the deltas beneath do together."""
+        return compose(delta.effects for delta in self.beneath)
+
+    def as_it_was(self) -> AbstractContextManager[None]:
+        """Within it the view computes as the parent does."""
+        return self.view.with_effects(compose(delta.effects for delta in self.stack))
+
+    @contextmanager
+    def with_change(self, effects: Mapping[str, Effect]) -> Iterator[None]:
+        """Within it the view computes as a version does that is made of these effects."""
+        with self.view.with_effects(self.below), self.view.with_effects(effects):
+            yield
+
+
+def parent_of(work: Work) -> tuple[Version, ModelView, list[Delta]]:
+    """A claimed job's parent, the view of its base and its deltas.
+
+    Raises:
+        JobFailed: there is no parent, or it stands on another base than this worker has.
+    """
+    job, parent = work.claim.job, work.claim.parent
+    if parent is None:
+        raise JobFailed(f"job {job.id} names neither endpoint nor parent")
+    view = work.models.view(job.base)
+    if view.base.ref != parent.manifest.base:
+        raise JobFailed(
+            f"version {parent.id} stands on base {parent.manifest.base.digest[:12]}…, this worker"
+            f" has {view.base.digest[:12]}… under the name {job.base!r}",
+            code="base_not_loaded",
+        )
+    return parent, view, [Delta.from_bytes(work.artifacts.get(d)) for d in parent.manifest.stack]
+
+
+def ground_of(work: Work) -> Ground:
+    """What a claimed edit job stands on.
+
+    Raises:
+        JobFailed: there is no parent, or it stands on another base than this worker has.
+        UnprocessableRequest: what ``check_edit`` refuses.
+    """
+    parent, view, stack = parent_of(work)
+    job = work.claim.job
+    recipe = check_edit(view.base, job.request["method"], job.request["hyperparameters"])
+    with work.database.read() as connection:
+        chain = lineage(connection, job.tenant, parent.id)
+    ground = Ground(view, recipe, load_resources(work, recipe.resources), chain, stack)
+    makers = _retrained(ground)
+    if not makers:
+        return ground
+    return replace(ground, replaced=parent.manifest.stack[-1], retrained=_union(work, makers))
+
+
+def _retrained(ground: Ground) -> list[Version]:
+    """The versions whose edits are in the stack's topmost delta, if the method makes it anew.
+
+    It does where it made that delta itself, in the same layers. Newest first.
+    """
+    stack, recipe = ground.chain[0].manifest.stack, ground.recipe
+    if not METHODS[recipe.method].retrains or not stack:
+        return []
+    depth = ground.view.base.depth
+    layers = recipe.hyperparameters.edited_layers(depth)
+    makers = [version for version, delta in edited(ground.chain) if delta == stack[-1]]
+    for maker in makers:
+        made = maker.manifest.recipe
+        if made["method"] != recipe.method:
+            return []
+        hyperparameters = type(recipe.hyperparameters)(**made["hyperparameters"])
+        if hyperparameters.edited_layers(depth) != layers:
+            return []
+    return makers
+
+
+def _union(work: Work, makers: Sequence[Version]) -> list[EditRequest]:
+    """The edits of versions, oldest first; of two of one prompt the later one."""
+    latest: dict[str, EditRequest] = {}
+    for maker in reversed(makers):
+        for edit in read_edits(work, maker.manifest.recipe["edits"]):
+            latest.pop(edit.rewrite_prompt, None)
+            latest[edit.rewrite_prompt] = edit
+    return list(latest.values())
+
+
+def read_edits(work: Work, digest: str | None) -> list[EditRequest]:
+    """The edits that an artifact holds; none without one."""
+    if digest is None:
+        return []
+    return [EditRequest.from_json(row) for row in json.loads(work.artifacts.get(digest))]

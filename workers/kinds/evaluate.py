@@ -1,0 +1,47 @@
+"""An evaluation: base + a version's stack -> metrics, kept as a report on the version."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from editing.evaluation import Asked, evaluate
+from registry.attempts import Result
+from registry.manifests import EditRequest, Fact, Question
+from workers.ground import parent_of
+from workers.kinds.prepare import load_resources
+from workers.recipes import TEXTS
+from workers.work import Work
+
+
+def perform(work: Work) -> Result:
+    """Measure the parent on what the request names. No version is made."""
+    job = work.claim.job
+    _, view, stack = parent_of(work)
+    found = work.follow(evaluate(view, stack, _asked(work)))
+    work.models.check_untouched(job.base)
+    metrics = found.pop("metrics")
+    return Result(metrics=metrics | found, report={"kind": job.kind, "metrics": metrics, **found})
+
+
+def _asked(work: Work) -> Asked:
+    request = work.claim.job.request
+
+    def rows(name: str) -> list[Any]:
+        digest = request[name]
+        return [] if digest is None else json.loads(work.artifacts.get(digest))
+
+    texts = rows("texts")
+    ordinary = texts
+    if request["detect"] and not texts:
+        resources = load_resources(work, frozenset({TEXTS}))
+        ordinary = [*resources.texts, *resources.references]
+    return Asked(
+        edits=[EditRequest.from_json(row) for row in rows("edits")],
+        texts=texts,
+        facts=[Fact(**row) for row in rows("facts")],
+        questions=[Question.from_json(row) for row in rows("suite")],
+        prompts=(request["editability"] or {}).get("prompts", ()),
+        detect=request["detect"],
+        ordinary=ordinary,
+    )
