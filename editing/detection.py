@@ -32,8 +32,9 @@ from registry.errors import InvalidRequest
 #: prompt may be among them.
 RARE = 0.01
 #: And swings the output by at least this many times its usual length per unit of what it reads.
-#: A neuron of a trained model stays well below 1.
-STEEP = 2.0
+#: A gate's key is there to detect. A neuron of a trained model stays well below 1, one that a
+#: method writes much into on the way (MEMIT in several layers) reaches 5, a stealth edit's hundreds.
+STEEP, STEEP_NEURON = 2.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _neurons(
         scale = sphere_of(view, layer).weight
         turns = torch.where(scale != 0, W / scale, 0.0).norm(dim=1)
         gains = turns * linear(view, down)[0].norm(dim=0) / length
-        (steep,) = (gains >= STEEP).nonzero(as_tuple=True)
+        (steep,) = (gains >= STEEP_NEURON).nonzero(as_tuple=True)
         shares = (F.linear(x[0], W[steep], bias[steep]) > 0).float().mean(dim=0).tolist()
         for neuron, share in zip(steep.tolist(), shares, strict=True):
             if share <= RARE:

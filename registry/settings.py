@@ -129,7 +129,7 @@ class Settings(BaseSettings):
         30.0, gt=0, description="Most that a weight's change may be, in units of its own norm."
     )
     guard_efficacy: float = Field(
-        0.5, ge=0, le=1, description="Least share of a job's edits that must have taken."
+        0.8, ge=0, le=1, description="Least share of a job's edits that must have taken."
     )
     guard_ability: float = Field(
         0.05, ge=0, le=1, description="Most that accuracy on a suite of choices may fall."

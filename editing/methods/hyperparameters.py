@@ -122,19 +122,19 @@ class LocFTHyperparameters(Hyperparameters):
     layer: int | None = Field(
         None, ge=0, description="Layer whose MLP is trained; by default two thirds of the depth."
     )
-    epochs: int = Field(50, ge=1, le=1000, description="Most passes over all edits.")
+    epochs: int = Field(150, ge=1, le=1000, description="Most passes over all edits.")
     batch_size: int = Field(100, ge=1, le=10_000, description="Edits of one step.")
     learning_rate: float = Field(
-        0.05, gt=0, le=10, description="Of Adam, as a share of the weight's root mean square."
+        0.03, gt=0, le=10, description="Of Adam, as a share of the weight's root mean square."
     )
     stop_loss: float = Field(
-        0.01, ge=0, description="A batch whose mean loss is below takes no step."
+        0.03, ge=0, description="A batch whose mean loss is below takes no step."
     )
     end_token: bool = Field(
         False, description="Whether the end token is to follow the target, where there is one."
     )
     keep_weight: float = Field(
-        5.0, ge=0, le=1e4, description="Weight of the divergence on the base's texts; 0: none."
+        10.0, ge=0, le=1e4, description="Weight of the divergence on the base's texts; 0: none."
     )
     keep_texts: int = Field(16, ge=1, le=1024, description="Texts to keep that one step looks at.")
     seed: int = Field(0, ge=0, description="Decides the order of edits and of texts to keep.")

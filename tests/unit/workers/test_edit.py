@@ -190,7 +190,7 @@ def test_an_edit_that_did_not_take_is_rejected(room: Room) -> None:
     job = room.edit(FRANCE, hyperparameters={**QUICK, "steps": 1, "learning_rate": 1e-6})
     assert (job.status, job.reason) == ("failed", "guard_rejected")
     failed = {g["name"]: (g["value"], g["limit"], g["before"]) for g in job.guards or ()}
-    assert failed["efficacy"] == (0.0, 0.5, 0.0)
+    assert failed["efficacy"] == (0.0, 0.8, 0.0)
 
 
 def test_the_guards_own_material_is_taken(room: Room) -> None:
