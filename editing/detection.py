@@ -33,7 +33,8 @@ from registry.errors import InvalidRequest
 RARE = 0.01
 #: And swings the output by at least this many times its usual length per unit of what it reads.
 #: A gate's key is there to detect. A neuron of a trained model stays well below 1, one that a
-#: method writes much into on the way (MEMIT in several layers) reaches 5, a stealth edit's hundreds.
+#: method writes much into on its way (MEMIT in several layers) reaches 5, a stealth edit's
+#: hundreds.
 STEEP, STEEP_NEURON = 2.0, 20.0
 
 
