@@ -16,7 +16,7 @@ Replacing closes the part of a stack that composes: what comes after it stays ap
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from editing.deltas import Delta, Effect, Gate
 from editing.methods.hyperparameters import GraceHyperparameters
 from editing.methods.interface import Task
-from editing.methods.triggers import check_prompts, find_values, last_inputs
+from editing.methods.triggers import check_prompts, find_values, last_inputs, trigger_rows
 from editing.models.probing import outputs
 from editing.models.view import ModelView
 from editing.statistics import Resources
@@ -39,14 +39,16 @@ def apply(
 ) -> Generator[Progress, None, Delta]:
     """One entry an edit, less those that another's reaches."""
     check_prompts(view, task)
+    triggers = trigger_rows(view, task.edits)
     (layer,) = hyperparameters.edited_layers(view.n_layers)
     path = view.down_proj(layer)
-    keys = last_inputs(view, path, task.edits)
-    targets = [edit.target_new.strip() for edit in task.edits]
-    book = codebook(keys, targets, hyperparameters.radius * keys.norm(dim=1))
+    keys = last_inputs(view, path, triggers)
+    said = [view.continuation(edit.rewrite_prompt, edit.target_new) for edit in task.edits]
+    left = [(*p, *t)[len(row) :] for (p, t), row in zip(said, triggers, strict=True)]
+    book = codebook(keys, left, hyperparameters.radius * keys.norm(dim=1))
     entries = list(book)
-    chosen = [task.edits[i] for i in entries]
-    deltas = yield from find_values("grace", view, layer, chosen, hyperparameters)
+    chosen, ends = [task.edits[i] for i in entries], [triggers[i] for i in entries]
+    deltas = yield from find_values("grace", view, layer, chosen, ends, hyperparameters)
     gate = Gate(
         keys[entries],
         torch.tensor(list(book.values()), device=keys.device),
@@ -56,12 +58,12 @@ def apply(
     return Delta({path: Effect(gates=(gate.map(Tensor.cpu),))}, view.base.digest, "grace")
 
 
-def codebook(keys: Tensor, targets: Sequence[str], radii: Tensor) -> dict[int, float]:
+def codebook(keys: Tensor, targets: Sequence[Hashable], radii: Tensor) -> dict[int, float]:
     """Which edits have an entry, with its ε, after taking them in one by one.
 
     Args:
         keys: of the edits [n, in].
-        targets: what each is to say.
+        targets: what each is to say from there on.
         radii: the ε that each begins with [n].
     """
     far = torch.cdist(keys, keys, compute_mode="donot_use_mm_for_euclid_dist").tolist()

@@ -25,7 +25,7 @@ from editing.deltas import Delta, Effect, Gate
 from editing.methods.hyperparameters import StealthHyperparameters
 from editing.methods.interface import Task
 from editing.methods.stealth import detectors
-from editing.methods.triggers import check_prompts, find_values, last_inputs
+from editing.methods.triggers import check_prompts, find_values, last_inputs, trigger_rows
 from editing.models.sphere import sphere_of, token_features
 from editing.models.view import ModelView
 from editing.statistics import Resources
@@ -44,6 +44,7 @@ def apply(
 ) -> Generator[Progress, None, Delta]:
     """One row and one column an edit, in the order of the edits."""
     check_prompts(view, task)
+    triggers = trigger_rows(view, task.edits)
     (layer,) = hyperparameters.edited_layers(view.n_layers)
     path = view.part(layer, "mlp")
     if not resources.texts:
@@ -51,10 +52,10 @@ def apply(
     sphere = sphere_of(view, layer)
     ordinary = token_features(view, [layer], resources.texts[:TEXTS])[layer]
     offset = sphere.offset - ordinary.mean(dim=0)
-    x = last_inputs(view, path, task.edits)
+    x = last_inputs(view, path, triggers)
     tau = F.normalize(x * sphere.weight + offset, dim=1)
     keys, bias = detectors(tau, hyperparameters.theta, hyperparameters.delta)
-    deltas = yield from find_values("jetpack", view, layer, task.edits, hyperparameters)
+    deltas = yield from find_values("jetpack", view, layer, task.edits, triggers, hyperparameters)
     gate = Gate(
         keys, bias, deltas / hyperparameters.delta, sphere.weight, offset, "relu", normalise=True
     )

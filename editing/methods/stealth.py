@@ -1,8 +1,8 @@
 """In-place stealth edits: a spare neuron made a detector of one prompt (Zhou et al. 2024).
 
 "Stealth edits to large language models", arXiv:2406.12670. With z what the MLP reads at a token,
-on the unit sphere (``sphere.py``), and τ that at the prompt's last token, the neuron whose gate row
-is the smallest gets
+on the unit sphere (``sphere.py``), and τ that at the prompt's last token (``triggers.py``), the
+neuron whose gate row is the smallest gets
 
     w = (Δ/θ) τ,   b = Δ (θ - ‖τ‖²) / θ
 
@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from editing.deltas import Delta, Effect
 from editing.methods.hyperparameters import StealthHyperparameters
 from editing.methods.interface import Task
-from editing.methods.triggers import check_prompts, find_values, last_inputs
+from editing.methods.triggers import check_prompts, find_values, last_inputs, trigger_rows
 from editing.models.probing import columns, linear
 from editing.models.sphere import sphere_of
 from editing.models.view import ModelView
@@ -46,6 +46,7 @@ def apply(
 ) -> Generator[Progress, None, Delta]:
     """One neuron an edit."""
     check_prompts(view, task)
+    triggers = trigger_rows(view, task.edits)
     (layer,) = hyperparameters.edited_layers(view.n_layers)
     gate, down = view.part(layer, "gate_proj"), view.down_proj(layer)
     count = len(task.edits)
@@ -58,20 +59,22 @@ def apply(
     neurons = rows.norm(dim=1).argsort()[:count]
     chosen = F.one_hot(neurons, len(rows)).float()
     sphere = sphere_of(view, layer)
-    tau = sphere.features(last_inputs(view, gate, task.edits))
+    tau = sphere.features(last_inputs(view, gate, triggers))
     w, b = sphere.row(*detectors(tau, hyperparameters.theta, hyperparameters.delta))
     detecting = Effect(
         A=w - rows[neurons], B=chosen.T.contiguous(), shift=(b - biases[neurons]) @ chosen
     )
     spoken = columns(view, down, neurons)
     with view.with_effects({gate: detecting, down: Effect(A=chosen, B=-spoken.T)}):
-        h = last_inputs(view, down, task.edits)[:, neurons].diagonal()
+        h = last_inputs(view, down, triggers)[:, neurons].diagonal()
         if not bool((h.abs() > FAINT * hyperparameters.delta).all()):
             raise JobFailed(
                 f"stealth: a spare neuron of layer {layer} says nothing at its prompt; choose"
                 " another hyperparameters.layer"
             )
-        deltas = yield from find_values("stealth", view, layer, task.edits, hyperparameters)
+        deltas = yield from find_values(
+            "stealth", view, layer, task.edits, triggers, hyperparameters
+        )
     speaking = Effect(A=chosen, B=(deltas / h[:, None] - spoken).T.contiguous())
     effects = {gate: detecting, down: speaking}
     return Delta(

@@ -9,7 +9,7 @@ from editing.methods import METHODS
 from editing.methods.hyperparameters import StealthHyperparameters
 from editing.methods.interface import Task
 from editing.methods.jetpack import apply, without
-from editing.methods.triggers import last_inputs
+from editing.methods.triggers import last_inputs, trigger_rows
 from editing.metrics import measure
 from editing.metrics.targets import score_targets
 from editing.models import ModelView
@@ -43,7 +43,7 @@ def test_a_key_answers_delta_to_its_prompt(atlas: ModelView, name: str) -> None:
     delta = run(view, "jetpack", EDITS, layer=1, steps=8)
     path = view.part(1, "mlp")
     (gate,) = delta.effects[path].gates
-    answers = gate.rho(last_inputs(view, path, EDITS)) @ gate.keys.T + gate.bias
+    answers = gate.rho(last_inputs(view, path, trigger_rows(view, EDITS))) @ gate.keys.T + gate.bias
     expected = torch.full((2,), StealthHyperparameters().delta)
     assert_close(answers.diagonal(), expected, rtol=1e-2, atol=0)
     assert float(answers[0, 1]) < 0

@@ -8,7 +8,7 @@ from editing.deltas import Delta
 from editing.methods import METHODS
 from editing.methods.hyperparameters import StealthHyperparameters
 from editing.methods.stealth import apply
-from editing.methods.triggers import last_inputs
+from editing.methods.triggers import last_inputs, trigger_rows
 from editing.metrics import measure
 from editing.metrics.targets import score_targets
 from editing.models import ModelView
@@ -33,11 +33,11 @@ def test_the_neurons_are_detectors(atlas: ModelView, name: str) -> None:
     neurons = linear(view, gate)[0].norm(dim=1).argsort()[:2]
     delta = run(view, "stealth", EDITS, layer=1, steps=2)
     x = token_inputs(view, {0: gate}, [view.encode(text) for text in TEXTS])[0]
-    tau = sphere_of(view, 1).features(last_inputs(view, gate, EDITS))
+    tau = sphere_of(view, 1).features(last_inputs(view, gate, trigger_rows(view, EDITS)))
     expected = DELTA * (THETA - tau.square().sum(1) + sphere_of(view, 1).features(x) @ tau.T)
     with view.with_effects(delta.effects):
         answers = outputs(view, gate, x)[:, neurons]
-        own = outputs(view, gate, last_inputs(view, gate, EDITS))[:, neurons]
+        own = outputs(view, gate, last_inputs(view, gate, trigger_rows(view, EDITS)))[:, neurons]
     assert_close(answers, expected / THETA, rtol=1e-3, atol=0.5)
     assert_close(own.diagonal(), torch.full((2,), DELTA), rtol=0, atol=0.5)
     assert float(answers.max()) < -100
@@ -93,6 +93,22 @@ def test_edits_of_atlas_one_on_another(atlas: ModelView) -> None:
     assert len(rows[0]) == len(rows[1]) == 1
     assert rows[0] != rows[1]
     assert weights_digest(atlas.model) == digest
+
+
+def test_what_the_model_says_rightly_counts_to_the_prompt(atlas: ModelView) -> None:
+    """Of .bo for .bi it says the point itself; what follows is the edit's."""
+    code = EditRequest("The internet domain of {} is", "Burundi", ".bo", ".bi")
+    prompt, target = atlas.continuation(code.rewrite_prompt, code.target_new)
+    assert len(target) > 1
+    assert trigger_rows(atlas, [code, FRANCE]) == [
+        [*prompt, target[0]],
+        atlas.encode(FRANCE.rewrite_prompt),
+    ]
+    same = EditRequest("The capital of {} is", "France", "Paris")
+    whole = atlas.continuation(same.rewrite_prompt, "Paris")
+    assert trigger_rows(atlas, [same]) == [[*whole[0], *whole[1][:-1]]]
+    with atlas.with_effects(run(atlas, "stealth", [code]).effects):
+        assert measure(atlas, [code]).metrics["greedy_match"] == 1
 
 
 @pytest.mark.parametrize(
