@@ -28,6 +28,7 @@ from editing.deltas import Delta, Effect
 from editing.methods.hyperparameters import LocFTHyperparameters
 from editing.methods.interface import Task, check_task
 from editing.methods.values import say
+from editing.metrics.targets import batches
 from editing.models.view import ModelView
 from editing.statistics import Resources
 from registry.errors import JobFailed
@@ -159,13 +160,7 @@ def predictions(view: ModelView, rows: Sequence[Row]) -> Tensor:
     return view.logits(view.hidden(view.pad([ids for ids, _ in rows]))[at, positions])
 
 
-def chunks(rows: Sequence[Row]) -> Generator[list[Row], None, None]:
+def chunks(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows of like length together, about ``CHUNK_TOKENS`` padded tokens each."""
-    chunk: list[Row] = []
-    for row in sorted(rows, key=lambda row: len(row[0])):
-        if chunk and (len(chunk) + 1) * len(row[0]) > CHUNK_TOKENS:
-            yield chunk
-            chunk = []
-        chunk.append(row)
-    if chunk:
-        yield chunk
+    found = batches([len(ids) for ids, _ in rows], CHUNK_TOKENS)
+    return [[rows[i] for i in batch] for batch in found]

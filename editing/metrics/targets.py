@@ -144,11 +144,11 @@ def fill_targets(view: ModelView, edits: Sequence[EditRequest]) -> list[EditRequ
     return filled
 
 
-def batches(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Indices of rows of like length together, about ``TOKENS_PER_FORWARD`` padded tokens each."""
+def batches(lengths: Sequence[int], tokens: int = TOKENS_PER_FORWARD) -> Iterator[list[int]]:
+    """Indices of rows of like length together, about ``tokens`` padded tokens each."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batch and (len(batch) + 1) * lengths[i] > TOKENS_PER_FORWARD:
+        if batch and (len(batch) + 1) * lengths[i] > tokens:
             yield batch
             batch = []
         batch.append(i)
