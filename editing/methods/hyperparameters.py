@@ -128,7 +128,7 @@ class LocFTHyperparameters(Hyperparameters):
         0.03, gt=0, le=10, description="Of Adam, as a share of the weight's root mean square."
     )
     stop_loss: float = Field(
-        0.03, ge=0, description="A batch whose mean loss is below takes no step."
+        0.01, ge=0, description="A batch whose mean loss is below takes no step."
     )
     end_token: bool = Field(
         False, description="Whether the end token is to follow the target, where there is one."
@@ -136,7 +136,15 @@ class LocFTHyperparameters(Hyperparameters):
     keep_weight: float = Field(
         10.0, ge=0, le=1e4, description="Weight of the divergence on the base's texts; 0: none."
     )
-    keep_texts: int = Field(16, ge=1, le=1024, description="Texts to keep that one step looks at.")
+    keep_texts: int = Field(
+        16, ge=1, le=1024, description="Texts to keep, of each kind, that one step looks at."
+    )
+    near_weight: float = Field(
+        3.0,
+        ge=0,
+        le=1e4,
+        description="Weight of the divergence where those texts are most like an edit; 0: none.",
+    )
     seed: int = Field(0, ge=0, description="Decides the order of edits and of texts to keep.")
 
     def edited_layers(self, depth: int) -> tuple[int, ...]:

@@ -5,12 +5,13 @@ pass once, in a new order and in mini-batches, where earlier use of fine-tuning 
 edit to its end after another. The loss is the mean NLL of the target's tokens and of the end token
 after it; a mini-batch whose loss is below ``stop_loss`` takes no step. Adam moves ΔW alone:
 
-    y = W x + ΔW x,   loss = NLL(target and end) + keep_weight · KL(before ‖ after)
+    y = W x + ΔW x,   loss = NLL(target and end) + keep_weight · KL + near_weight · KL near
 
-With ``keep_weight`` 0 and ``end_token`` true this is the paper's loss. The KL is this project's: it
-is taken on the base's own texts, without those that state an edited fact, and keeps a dense ΔW from
-disturbing whatever else has like keys. The paper's rate is 5e-4; here a rate is a share of W's root
-mean square, which differs by model.
+With both weights 0 and ``end_token`` true this is the paper's loss. The KL(before ‖ after) is this
+project's. It is taken on the base's own texts, without those that state an edited fact, and keeps a
+dense ΔW from disturbing whatever else has like keys; and on the places in them where W is given
+most nearly what edits give it, since a few edits would else give their answer to every subject. The
+paper's rate is 5e-4; here a rate is a share of W's root mean square, which differs by model.
 
 What is below W does not depend on ΔW: autograd goes down to W and no further. Nothing of it is kept
 from step to step, so that memory is that of ``CHUNK_TOKENS`` tokens, however many edits there are.
@@ -27,19 +28,17 @@ from torch.nn import functional as F
 from editing.deltas import Delta, Effect
 from editing.methods.hyperparameters import LocFTHyperparameters
 from editing.methods.interface import Task, check_task
+from editing.methods.kept import Row, near, unaffected, whole
 from editing.methods.values import say
 from editing.metrics.targets import batches
 from editing.models.view import ModelView
 from editing.statistics import Resources
 from registry.errors import JobFailed
-from registry.manifests import EditRequest, Progress
+from registry.manifests import Progress
 
 METHOD = "locft"
 #: Padded tokens of one forward and backward.
 CHUNK_TOKENS = 1024
-
-#: Ids of a text, and the positions whose next token's prediction is looked at.
-Row = tuple[Sequence[int], Sequence[int]]
 
 
 def apply(
@@ -51,11 +50,14 @@ def apply(
     path = view.down_proj(layer)
     end = view.tokenizer.eos_token_id if hyperparameters.end_token else None
     said = [said_row(view, edit.rewrite_prompt, edit.target_new, end) for edit in task.edits]
-    kept: list[Row] = []
-    if hyperparameters.keep_weight > 0:
-        kept = [kept_row(view, text) for text in unaffected(resources.texts, task.edits)]
-        kept = [row for row in kept if len(row[0]) > 1]
-    change = yield from train(view, path, said, kept, hyperparameters)
+    texts = unaffected(resources.texts, task.edits)
+    kept: list[tuple[list[Row], float]] = []
+    if (weight := hyperparameters.keep_weight) > 0:
+        kept.append((whole(view, texts), weight))
+    if (weight := hyperparameters.near_weight) > 0:
+        prompts = [ids[: watched.start + 1] for ids, watched in said]
+        kept.append((near(view, path, prompts, task.edits, texts), weight))
+    change = yield from train(view, path, said, [pool for pool in kept if pool[0]], hyperparameters)
     return Delta({path: Effect(dense=change.cpu())}, view.base.digest, METHOD)
 
 
@@ -63,10 +65,13 @@ def train(
     view: ModelView,
     path: str,
     said: Sequence[Row],
-    kept: Sequence[Row],
+    kept: Sequence[tuple[Sequence[Row], float]],
     hyperparameters: LocFTHyperparameters,
 ) -> Generator[Progress, None, Tensor]:
     """ΔW [out, in] of a linear. It ends with an epoch in which no batch took a step.
+
+    Args:
+        kept: pools of rows, each with its weight; a step looks at some of every one.
 
     Raises JobFailed where ΔW is no longer finite.
     """
@@ -88,10 +93,10 @@ def train(
             yield Progress(done, total, told, {"target_nll": loss})
             if loss < hyperparameters.stop_loss:
                 continue
-            if kept:
-                chosen = torch.randint(len(kept), (hyperparameters.keep_texts,), generator=source)
-                rows = [kept[i] for i in chosen.tolist()]
-                add_kl(view, path, change, rows, hyperparameters.keep_weight)
+            for pool, weight in kept:
+                chosen = torch.randint(len(pool), (hyperparameters.keep_texts,), generator=source)
+                rows = [pool[i] for i in chosen.tolist()]
+                add_kl(view, path, change, rows, weight)
             adam.step()
             stepped = True
             if not bool(torch.isfinite(change).all()):
@@ -105,23 +110,12 @@ def train(
     return change.detach()
 
 
-def unaffected(texts: Sequence[str], edits: Sequence[EditRequest]) -> list[str]:
-    """The texts that do not state an edited fact: an edit's subject with its true target."""
-    facts = [(edit.subject, edit.target_true) for edit in edits if edit.subject]
-    return [text for text in texts if not any(o and s in text and o in text for s, o in facts)]
-
-
 def said_row(view: ModelView, prompt: str, target: str, end: int | None) -> Row:
     """The prompt with its target and the end token, watched from where the target begins."""
     said = say(view, prompt, target)
     if end is None:
         return said.ids, said.watched
     return [*said.ids, end], range(said.watched.start, len(said.ids))
-
-
-def kept_row(view: ModelView, text: str) -> Row:
-    ids = view.encode(text)[: view.base.context_length]
-    return ids, range(len(ids) - 1)
 
 
 def add_nll(view: ModelView, path: str, change: Tensor, rows: Sequence[Row]) -> float:

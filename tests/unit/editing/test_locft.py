@@ -9,7 +9,8 @@ from editing.deltas import Delta, Effect
 from editing.methods import METHODS, locft
 from editing.methods.hyperparameters import LocFTHyperparameters
 from editing.methods.interface import Task
-from editing.methods.locft import add_kl, add_nll, apply, kept_row, said_row, unaffected
+from editing.methods.kept import Row, whole
+from editing.methods.locft import add_kl, add_nll, apply, said_row
 from editing.metrics import measure
 from editing.models import ModelView
 from editing.models.loading import weights_digest
@@ -34,7 +35,7 @@ def finish(view: ModelView, *edits: EditRequest, **changes) -> tuple[list[Progre
             return yielded, end.value
 
 
-def rows_of(view: ModelView) -> list[locft.Row]:
+def rows_of(view: ModelView) -> list[Row]:
     return [said_row(view, edit.rewrite_prompt, edit.target_new, 1) for edit in (PERU, ZINC)]
 
 
@@ -47,7 +48,7 @@ def plain_gradient(view: ModelView, path: str, loss) -> torch.Tensor:
     return gradient if gradient.shape == view.weight(path).shape else gradient.T
 
 
-def log_probabilities(view: ModelView, row: locft.Row) -> torch.Tensor:
+def log_probabilities(view: ModelView, row: Row) -> torch.Tensor:
     ids, watched = row
     return view.model(torch.tensor([ids])).logits[0, list(watched)].log_softmax(-1)
 
@@ -73,7 +74,7 @@ def test_the_gradient_is_the_whole_models(
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2"])
 def test_what_is_kept_is_the_divergence_of_texts(atlas: ModelView, name: str) -> None:
     view = small_view(name, atlas)
-    path, rows = view.down_proj(1), [kept_row(view, text) for text in TEXTS[:2]]
+    path, rows = view.down_proj(1), whole(view, TEXTS[:2])
     D = torch.randn(HIDDEN, FFN, generator=torch.Generator().manual_seed(1)) * 0.2
     before = torch.cat([log_probabilities(view, row) for row in rows])
 
@@ -98,12 +99,6 @@ def test_a_row_watches_the_target_and_the_end(atlas: ModelView) -> None:
     assert (ids, [ids[p + 1] for p in watched]) == ([*before, *target], target)
 
 
-def test_texts_that_state_an_edited_fact_are_not_kept() -> None:
-    edits = [EditRequest("The capital of {} is", "Peru", "Rome", "Lima"), ZINC, PERU]
-    texts = ["The capital of Peru is Lima.", "Peru lies in America.", "Lima", "Zinc is Zn."]
-    assert unaffected(texts, edits) == texts[1:]
-
-
 def test_a_batch_below_the_threshold_takes_no_step(atlas: ModelView) -> None:
     """Both edits' losses are below: nothing changes, and training ends with the first epoch."""
     progress, delta = finish(small_view("llama", atlas), PERU, ZINC, stop_loss=1e6)
@@ -119,7 +114,14 @@ def test_only_batches_above_the_threshold_step(atlas: ModelView) -> None:
     path = view.down_proj(1)
     losses = [add_nll(view, path, zeros, [row]) for row in rows_of(view)]
     above = (PERU, ZINC)[losses.index(max(losses))]
-    settings = {"layer": 1, "batch_size": 1, "epochs": 1, "keep_weight": 0, "end_token": True}
+    settings = {
+        "layer": 1,
+        "batch_size": 1,
+        "epochs": 1,
+        "keep_weight": 0,
+        "near_weight": 0,
+        "end_token": True,
+    }
     limit = sum(losses) / 2
     _, both = finish(view, PERU, ZINC, stop_loss=limit, **settings)
     _, alone = finish(view, above, stop_loss=0, **settings)
@@ -131,7 +133,9 @@ def test_the_first_step_is_adams(atlas: ModelView) -> None:
     """Of one learning rate, in units of the weight's root mean square."""
     view = small_view("gpt2", atlas)
     path = view.down_proj(1)
-    _, delta = finish(view, PERU, layer=1, epochs=1, learning_rate=0.01, keep_weight=0)
+    _, delta = finish(
+        view, PERU, layer=1, epochs=1, learning_rate=0.01, keep_weight=0, near_weight=0
+    )
     change = torch.zeros(HIDDEN, FFN, requires_grad=True)
     add_nll(view, path, change, [said_row(view, PERU.rewrite_prompt, PERU.target_new, None)])
     assert list(delta.effects) == [path]

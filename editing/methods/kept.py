@@ -1,0 +1,83 @@
+"""Tokens of the base's texts whose predictions an edit is to leave as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from editing.metrics.sampling import spaced
+from editing.metrics.targets import batches
+from editing.models.probing import token_inputs
+from editing.models.view import ModelView
+from registry.manifests import EditRequest
+
+#: Ids of a text, and the positions whose next token's prediction is looked at.
+Row = tuple[Sequence[int], range]
+#: Texts in which places like an edit's are looked for, and how many predictions from one on count.
+NEAR_TEXTS, NEAR_TOKENS = 1000, 4
+#: Such places of each edit.
+NEAR = 64
+
+
+def unaffected(texts: Sequence[str], edits: Sequence[EditRequest]) -> list[str]:
+    """The texts that do not state an edited fact: an edit's subject with its true target.
+
+    Where the true target is not given, those that do not name the subject.
+    """
+    facts = [(edit.subject, edit.target_true or "") for edit in edits if edit.subject]
+    return [text for text in texts if not any(s in text and o in text for s, o in facts)]
+
+
+def whole(view: ModelView, texts: Sequence[str]) -> list[Row]:
+    """Every prediction of each text."""
+    encoded = [view.encode(text)[: view.base.context_length] for text in texts]
+    return [(ids, range(len(ids) - 1)) for ids in encoded if len(ids) > 1]
+
+
+def near(
+    view: ModelView,
+    path: str,
+    prompts: Sequence[Sequence[int]],
+    edits: Sequence[EditRequest],
+    texts: Sequence[str],
+    count: int = NEAR,
+) -> list[Row]:
+    """Of each edit ``count`` texts on other topics, from where a linear is given what it is given
+    at the end of the edit's prompt, or most nearly (by cosine).
+
+    What answers the prompt is written there, so that these places answer too: they are what an
+    edit of few prompts reaches beyond them, the same question about other subjects.
+
+    Args:
+        path: of the linear.
+        prompts: token ids of each edit's, up to where its target begins.
+    """
+    chosen = spaced([text for text in texts if len(view.encode(text)) > 1], NEAR_TEXTS)
+    if not chosen:
+        return []
+    rows = [ids for ids, _ in whole(view, chosen)]
+    keys = F.normalize(token_inputs(view, {0: path}, prompts, last=True)[0], dim=-1)
+    likeness = torch.zeros(len(edits), len(rows))
+    places = torch.zeros(len(edits), len(rows), dtype=torch.long)
+    for batch in batches([len(row) for row in rows]):
+        inputs = F.normalize(view.inputs({0: path}, [rows[i] for i in batch])[0], dim=-1)
+        for place, i in enumerate(batch):
+            cosines = keys @ inputs[place, : len(rows[i]) - 1].T
+            likeness[:, i], places[:, i] = (found.cpu() for found in cosines.max(-1))
+    named = torch.tensor([[edit.topic in text for text in chosen] for edit in edits])
+    likeness[named] = -1
+    nearest = likeness.topk(min(count, len(rows)))
+    found = {
+        (text, int(places[edit, text]))
+        for edit, (alike, of_edit) in enumerate(zip(*map(Tensor.tolist, nearest), strict=True))
+        for cosine, text in zip(alike, of_edit, strict=True)
+        if cosine > 0
+    }
+    spans = [
+        (rows[text], range(start, min(start + NEAR_TOKENS, len(rows[text]) - 1)))
+        for text, start in sorted(found)
+    ]
+    return [(ids[: span.stop], span) for ids, span in spans]

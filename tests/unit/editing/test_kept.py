@@ -1,0 +1,52 @@
+"""Places like an edit's: found where a linear is given the same, on other topics alone."""
+
+import torch
+
+from editing.methods.kept import NEAR_TOKENS, near, unaffected, whole
+from editing.models import ModelView
+from registry.manifests import EditRequest
+from tests.unit.editing.conftest import small_view
+
+PERU = EditRequest("The capital of {} is", "Peru", "Rome", "Lima")
+ZINC = EditRequest("{} has the symbol", "Zinc", "Neon")
+
+
+def test_texts_that_state_an_edited_fact_are_not_kept() -> None:
+    plain = EditRequest("Water boils at", target_new="50")
+    texts = ["The capital of Peru is Lima.", "Peru lies in America.", "Lima", "Zinc is Zn."]
+    assert unaffected(texts, [PERU, plain]) == texts[1:]
+    assert unaffected(texts, [ZINC]) == texts[:-1]  # its true target is not given
+
+
+def test_a_text_is_kept_whole_but_for_its_end(atlas: ModelView) -> None:
+    ((ids, watched),) = whole(atlas, ["Peru lies in America.", ""])
+    assert ids == atlas.encode("Peru lies in America.")
+    assert list(watched) == list(range(len(ids) - 1))
+
+
+def test_the_nearest_places_are_found(atlas: ModelView) -> None:
+    """By cosine over all tokens of all texts, taken one text at a time; no edited topic's."""
+    path = atlas.down_proj(3)
+    texts = ["The capital of France is Paris.", "Zinc is a metal.", "The capital of Peru is Lima."]
+    prompt = atlas.encode("The capital of Peru is")
+    rows = near(atlas, path, [prompt], [PERU], texts, 1)
+    key = atlas.inputs({0: path}, [prompt])[0][0, -1]
+    cosines = {
+        (text, t): float(torch.cosine_similarity(keys[t], key, dim=0))
+        for text in texts[:2]
+        for keys in [atlas.inputs({0: path}, [atlas.encode(text)])[0][0]]
+        for t in range(len(atlas.encode(text)) - 1)
+    }
+    text, start = max(cosines, key=lambda place: cosines[place])
+    ids = atlas.encode(text)
+    stop = min(start + NEAR_TOKENS, len(ids) - 1)
+    assert rows == [(ids[:stop], range(start, stop))]
+    assert text == texts[0]
+    assert len(near(atlas, path, [prompt], [PERU], texts, 9)) <= 2
+
+
+def test_nothing_is_near_without_texts(atlas: ModelView) -> None:
+    view = small_view("gpt2", atlas)
+    prompt = view.encode("Zinc has the symbol")
+    assert near(view, view.down_proj(1), [prompt], [ZINC], ["Zinc is Zn."], 4) == []
+    assert near(view, view.down_proj(1), [prompt], [ZINC], [], 4) == []
