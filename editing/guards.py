@@ -16,7 +16,7 @@ A guard without data is ``skipped``, never ``passed``; a figure that is not fini
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from editing.metrics.edits import unrelated
@@ -51,8 +51,9 @@ class Material:
         texts: reference texts, and ``facts`` that should be known, none about an edited subject.
         questions: with choices.
         rewrites: edits' prompts and targets, each with the edit's place in the job.
-        neighbors: prompts that an edit is to leave alone, each with the edit's place in the job;
-            the target is empty where the request does not say it.
+        neighbors: prompts that an edit is to leave alone, and that name no subject of another edit,
+            each with the edit's place in the job; the target is empty where the request does not
+            say it.
     """
 
     texts: tuple[str, ...] = ()
@@ -73,6 +74,7 @@ class Material:
         chosen = spaced(list(enumerate(edits)), EDITS)
         share = max(2, NEIGHBORS // max(1, len(chosen)))
         apart = set(unrelated([fact.prompt for fact in facts], edits))
+        topics = {edit.topic for edit in edits}
         return cls(
             texts=tuple(spaced(unrelated(texts, edits), TEXTS)),
             facts=tuple(spaced([fact for fact in facts if fact.prompt in apart], FACTS)),
@@ -83,7 +85,9 @@ class Material:
                 if edit.target_new.strip()
             ),
             neighbors=tuple(
-                (place, fact) for place, edit in chosen for fact in spaced(_around(edit), share)
+                (place, fact)
+                for place, edit in chosen
+                for fact in spaced(_around(edit, topics - {edit.topic}), share)
             ),
         )
 
@@ -218,10 +222,14 @@ def _verdict(
     )
 
 
-def _around(edit: EditRequest) -> list[Fact]:
-    """What an edit is to leave alone."""
+def _around(edit: EditRequest, others: Set[str]) -> list[Fact]:
+    """What an edit is to leave alone, without prompts that name the topic of other edits."""
     neighbors = [Fact(prompt, edit.target_true or "") for prompt in edit.neighborhood_prompts]
-    return [*neighbors, *edit.locality]
+    return [
+        fact
+        for fact in (*neighbors, *edit.locality)
+        if not any(topic in fact.prompt for topic in others)
+    ]
 
 
 def _share(flags: Sequence[bool]) -> float | None:

@@ -112,7 +112,9 @@ def test_without_data_all_are_skipped() -> None:
 
 def test_what_an_edit_is_about_is_not_asked() -> None:
     edits = [
-        EditRequest("{} lies in", "Peru", "Asia", "South America", (), ("Chile lies in",)),
+        EditRequest(
+            "{} lies in", "Peru", "Asia", "South America", (), ("Chile lies in", "Oslo lies in")
+        ),
         EditRequest("Water boils at", "", "50 degrees", locality=(Fact("Ice melts at", "0"),)),
         EditRequest("{} is in", "Oslo", redirect_to="Bern"),
     ]
