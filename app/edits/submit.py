@@ -14,6 +14,7 @@ from app.submission import NamedFiles, head_of, prepare_missing, read_edit_rows,
 from registry import jobs, versions
 from registry.bases import base_of
 from registry.edits import edited
+from registry.errors import UnprocessableRequest
 from registry.jobs import Job
 from registry.manifests import EditRequest, Example, canonical_json
 from registry.versions import Version
@@ -32,6 +33,12 @@ def check_request(
         ErrataError: names the field that is wrong; nothing is left behind.
     """
     entry = find_method(body.method)
+    if entry.replaces and body.batch_size is not None:
+        raise UnprocessableRequest(
+            f"method {entry.name!r} replaces what a layer says, so that its batches do not make one"
+            " delta; leave batch_size out",
+            param="batch_size",
+        )
     guards = body.guards
     named = NamedFiles(
         {

@@ -39,6 +39,8 @@ class MethodEntry:
             takes it): fields of an edit, or ``examples`` instead of edits.
         retrains: on top of a delta of its own, the method replaces that delta by one made from its
             edits and the new ones together.
+        replaces: its delta replaces what a module puts out, so that those of several batches do
+            not join into one.
     """
 
     name: str
@@ -48,6 +50,7 @@ class MethodEntry:
     needs_covariance: bool = False
     needs: tuple[str, ...] = ()
     retrains: bool = False
+    replaces: bool = False
 
     def load(self) -> Apply:
         """Import the implementation (and torch with it)."""
@@ -121,6 +124,7 @@ METHODS: dict[str, MethodEntry] = {
             summary="A codebook that replaces what one layer says near the prompts' keys.",
             hyperparameters=GraceHyperparameters,
             implementation="editing.methods.grace:apply",
+            replaces=True,
         ),
         MethodEntry(
             name="surgery",

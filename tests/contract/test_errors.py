@@ -85,6 +85,7 @@ BAD_EDITS = {
     "a guard that is no number": (edited(guards={"perplexity": NAN}), 422, "guards.perplexity"),
     "a share above 1": (edited(guards={"retention": 1.5}), 422, "guards.retention"),
     "no batch": (edited(batch_size=0), 422, "batch_size"),
+    "batches of what replaces": (edited(method="grace", batch_size=1), 422, "batch_size"),
     "no such endpoint": (edited(endpoint="nowhere"), 404, "endpoint"),
     "no start": ({"edits": GOOD["edits"]}, 422, None),
     "two starts": (edited(parent="ver_x"), 422, None),

@@ -23,7 +23,7 @@ from editing.metrics.norm import update_ratio
 from editing.metrics.targets import fill_targets
 from registry.attempts import Result
 from registry.edits import edited
-from registry.errors import JobFailed, UnprocessableRequest
+from registry.errors import JobFailed
 from registry.manifests import (
     EditRequest,
     Example,
@@ -126,7 +126,6 @@ def _apply(
     for place, (task, size) in enumerate(tasks):
         task = replace(task, stack=(*task.stack, *done.deltas))
         delta = _run(work, ground, task, done, place, len(tasks))
-        _check_joins(delta, len(tasks))
         done = done.plus(delta, size)
         is_last = place == len(tasks) - 1
         if not is_last and (every is None or done.count - good.count < every):
@@ -203,15 +202,6 @@ def _examples(work: Work) -> list[Example]:
     if digest is None:
         return []
     return [Example(**row) for row in json.loads(work.artifacts.get(digest))]
-
-
-def _check_joins(delta: Delta, batches: int) -> None:
-    if batches > 1 and any(effect.replaces for effect in delta.effects.values()):
-        raise UnprocessableRequest(
-            f"method {delta.method!r} replaces a module's output, so its batches do not make"
-            " one delta; leave batch_size out",
-            param="batch_size",
-        )
 
 
 def _check_finite(delta: Delta) -> None:

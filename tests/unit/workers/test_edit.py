@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from editing.deltas import Delta, Effect, Gate
+from editing.deltas import Delta, Effect
 from editing.methods import METHODS
 from registry import attempts, endpoints, jobs, versions
 from registry.artifacts import ArtifactStore
@@ -233,15 +233,6 @@ def test_a_method_that_retrains_replaces_its_own_delta(
     assert len(residual.stack) == 2
     assert "replaces" not in residual.recipe
     assert set(room.holds(third)) == {first.version_id, second.version_id, third.version_id}
-
-
-def test_what_replaces_outputs_goes_in_one_batch() -> None:
-    gate = Gate(torch.ones(1, 2), torch.ones(1), torch.ones(1, 3), activation="nearest")
-    delta = Delta({"m": Effect(gates=(gate,))}, "0" * 64, "grace")
-    edit_kind._check_joins(delta, 1)
-    with pytest.raises(UnprocessableRequest) as refusal:
-        edit_kind._check_joins(delta, 2)
-    assert refusal.value.param == "batch_size"
 
 
 def test_numbers_that_are_none_make_no_version() -> None:
