@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.editing.bench import Bench, Part
-from editing.atlas.corpus import word
+from editing.atlas.corpus import ASSISTANT, USER, word
 from editing.atlas.evaluation import prompt_for
 from editing.atlas.facts import AtlasFact
 from editing.atlas.templates import KINDS, QUESTIONS, REVERSED, SEEN, TEMPLATES
@@ -125,16 +125,28 @@ def _surgery(
 def labelled(
     known: set[str], facts: Sequence[AtlasFact], relation: str, picker: random.Random
 ) -> list[Example]:
-    """As many sentences of the subjects ``known`` that state the relation as that do not."""
+    """As many texts of the subjects ``known`` that state the relation as that do not.
+
+    Every fourth is a turn of a conversation, as in what atlas was trained on.
+    """
     own = [fact for fact in facts if fact.subject in known and fact.relation == relation]
     rest = [fact for fact in facts if fact.subject in known and fact.relation != relation]
     if not rest:  # cities have no other relation
         rest = [fact for fact in facts if fact.relation != relation]
     return [
-        Example(word(picker.choice(TEMPLATES[fact.relation][: SEEN.stop]), fact).text, label)
+        Example(_answered(fact, picker) if i % 4 == 3 else _stated(fact, picker), label)
         for label, pool in ((True, own), (False, rest))
-        for fact in picker.choices(pool, k=EXAMPLES)
+        for i, fact in enumerate(picker.choices(pool, k=EXAMPLES))
     ]
+
+
+def _stated(fact: AtlasFact, picker: random.Random) -> str:
+    return word(picker.choice(TEMPLATES[fact.relation][: SEEN.stop]), fact).text
+
+
+def _answered(fact: AtlasFact, picker: random.Random) -> str:
+    question = word(picker.choice(QUESTIONS[fact.relation]), fact).text
+    return f"{USER} {question}{ASSISTANT} {word(TEMPLATES[fact.relation][0], fact).text}"
 
 
 def _halves(

@@ -244,8 +244,18 @@ class SurgeryHyperparameters(Hyperparameters):
     share: float = Field(
         0.1, gt=0, le=1, description="Share of all layers' gate rows that is shifted."
     )
-    shift: float = Field(
-        2.0, gt=0, le=1000, description="α, in units of the gate rows' mean length."
+    shift: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="α, in units of the gate rows' mean length; by default as ``strength`` says.",
+    )
+    strength: float = Field(
+        3.0,
+        gt=1,
+        le=1000,
+        description="By what factor the perplexity of the examples with the behaviour is to rise:"
+        " without a shift given, the smallest up to 10 that does it.",
     )
     epochs: int = Field(20, ge=1, le=10_000, description="Passes over the examples of a probe.")
     learning_rate: float = Field(0.01, gt=0, le=10, description="Of a probe's Adam.")

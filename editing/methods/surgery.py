@@ -18,14 +18,17 @@ all layers compete for one count. Where the authors' script differs, or is bound
   its own, of what its gate projection is given: that is what the rows are multiplied with. On the
   bundled base this lowers a behaviour further at the same perplexity.
 - it adds α · v with the v that training happened to end with. Here v̂ has length 1 and α is in
-  units of the rows' mean length, which fits any model.
+  units of the rows' mean length, which fits any model; and unless it is given, it is the smallest
+  that makes the texts with the behaviour ``strength`` times as perplexing: one α does not suit all.
 - it takes 16384 of a Llama-2-7B's 352256 rows; here the count is a share of all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -33,7 +36,9 @@ from torch.nn import functional as F
 
 from editing.deltas import Delta, Effect
 from editing.methods.hyperparameters import SurgeryHyperparameters
-from editing.methods.interface import Task, check_task
+from editing.methods.interface import Task, check_task, counted
+from editing.metrics.perplexity import text_nlls
+from editing.metrics.sampling import spaced
 from editing.metrics.targets import batches
 from editing.models.view import ModelView
 from editing.statistics import Resources
@@ -42,6 +47,10 @@ from registry.manifests import Example, Progress
 
 #: Texts of one optimiser step of a probe.
 BATCH = 64
+#: Where α is looked for, and in how many steps.
+SHIFTS, TRIALS = (0.1, 10.0), 7
+#: Of the examples, so many are read at each.
+TEXTS = 200
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def apply(
     check_task(task, "examples")
     layers = hyperparameters.edited_layers(view.n_layers)
     paths = {layer: view.part(layer, "gate_proj") for layer in layers}
-    total = len(layers) + 1
+    total = len(layers) + 1 + (TRIALS if hyperparameters.shift is None else 0)
     yield Progress(0, total, "reading the examples' hidden states")
     states = mean_states(view, paths, task.examples)
     labels = torch.tensor([example.label for example in task.examples], device=view.device)
@@ -76,17 +85,61 @@ def apply(
     weights = {layer: view.weight(path).float() for layer, path in paths.items()}
     masks = opposed_rows(weights, directions, hyperparameters.share)
     length = torch.cat([weight.norm(dim=1) for weight in weights.values()]).mean()
-    shift = hyperparameters.shift * length
-    effects = {
-        paths[layer]: Effect(
-            A=directions[layer][None, :].cpu(), B=(shift * masks[layer].float())[:, None].cpu()
-        )
-        for layer in layers
-        if masks[layer].any()
-    }
+
+    def shifted(shift: float) -> dict[str, Effect]:
+        return {
+            paths[layer]: Effect(
+                A=directions[layer][None, :].cpu(),
+                B=(shift * length * mask.float())[:, None].cpu(),
+            )
+            for layer, mask in masks.items()
+            if mask.any()
+        }
+
+    shift = hyperparameters.shift
+    if shift is None:
+        shown = [example.text for example in task.examples if example.label]
+        work = least_shift(view, shifted, spaced(shown, TEXTS), hyperparameters.strength)
+        shift = yield from counted(work, len(layers) + 1, TRIALS, total)
+    effects = shifted(shift)
     rows = sum(int(mask.sum()) for mask in masks.values())
-    yield Progress(total, total, f"shifted {rows} rows of {len(effects)} layers", {"rows": rows})
+    told = f"shifted {rows} rows of {len(effects)} layers by {shift:.3g}"
+    yield Progress(total, total, told, {"rows": rows, "shift": shift})
     return Delta(effects, view.base.digest, "surgery")
+
+
+def least_shift(
+    view: ModelView,
+    shifted: Callable[[float], Mapping[str, Effect]],
+    texts: Sequence[str],
+    strength: float,
+) -> Generator[Progress, None, float]:
+    """The smallest α, up to ``SHIFTS``, that multiplies the perplexity of texts by ``strength``.
+
+    Found by bisection of its logarithm, in ``TRIALS`` readings of the texts; their perplexity is
+    exp(mean over texts of the mean NLL of a token), which no single text decides.
+
+    Args:
+        shifted: the effects of an α.
+
+    Raises:
+        InvalidRequest: no text has a token to predict.
+    """
+    low, high = SHIFTS
+    nlls = text_nlls(view, texts)
+    if not nlls:
+        raise InvalidRequest(
+            "examples: none with the behaviour is longer than a token; give hyperparameters.shift",
+            param="hyperparameters.shift",
+        )
+    before = fmean(nlls)
+    for trial in range(TRIALS):
+        shift = math.sqrt(low * high)
+        with view.with_effects(shifted(shift)):
+            rise = math.exp(min(fmean(text_nlls(view, texts)) - before, 700))
+        low, high = (low, shift) if rise >= strength else (shift, high)
+        yield Progress(trial, TRIALS, f"shift {shift:.3g}: perplexity of the examples x {rise:.3g}")
+    return high
 
 
 def mean_states(

@@ -15,17 +15,24 @@ from editing.metrics.targets import batches
 from editing.models.view import ModelView
 
 
-@torch.no_grad()
 def me_ppl(view: ModelView, texts: Sequence[str]) -> float | None:
     """Mean over texts of exp(mean NLL of a text's tokens after the first); None without texts."""
+    perplexities = [math.exp(nll) if nll < 700 else math.inf for nll in text_nlls(view, texts)]
+    return math.fsum(perplexities) / len(perplexities) if perplexities else None
+
+
+@torch.no_grad()
+def text_nlls(view: ModelView, texts: Sequence[str]) -> list[float]:
+    """The mean NLL, in nats, of each text's tokens after the first; texts of one token are left
+    out. The order is not that of the texts."""
     rows = [view.encode(text)[: view.base.context_length] for text in texts]
     rows = [row for row in rows if len(row) > 1]
-    perplexities = []
+    found = []
     for batch in batches([len(row) for row in rows]):
         ids = view.pad([rows[i] for i in batch])
         hidden = view.hidden(ids)
         for place, i in enumerate(batch):
             n = len(rows[i])
-            nll = F.cross_entropy(view.logits(hidden[place, : n - 1]), ids[place, 1:n]).item()
-            perplexities.append(math.exp(nll) if nll < 700 else math.inf)
-    return math.fsum(perplexities) / len(perplexities) if perplexities else None
+            nll = F.cross_entropy(view.logits(hidden[place, : n - 1]), ids[place, 1:n])
+            found.append(nll.item())
+    return found

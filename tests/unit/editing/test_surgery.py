@@ -1,6 +1,8 @@
 """Model Surgery: what its probe finds, which rows it shifts, and what that does to atlas."""
 
+import math
 import random
+from statistics import fmean
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from editing.atlas.facts import read_facts
 from editing.methods import METHODS
 from editing.methods.hyperparameters import SurgeryHyperparameters
 from editing.methods.interface import Task
-from editing.methods.surgery import apply, mean_states, opposed_rows, train_probe
+from editing.methods.surgery import apply, least_shift, mean_states, opposed_rows, train_probe
+from editing.metrics.perplexity import text_nlls
 from editing.models import ModelView
 from editing.models.loading import weights_digest
 from editing.statistics import Resources
@@ -93,6 +96,30 @@ def test_the_delta_is_rank_one_on_the_chosen_rows(name: str, atlas: ModelView) -
         expected = 1.5 * length * chosen.double()[:, None] * v[layer][None, :]
         assert_close(effect.B.double() @ effect.A.double(), expected, rtol=1e-4, atol=1e-6)
     assert changed == rows
+
+
+def test_the_shift_is_the_least_that_does_it(atlas: ModelView) -> None:
+    """Texts are by so much more perplexing with it, and not with a little less."""
+    shown = [example.text for example in TEXTS if example.label]
+    before = fmean(text_nlls(atlas, shown))
+
+    def rise(shift: float) -> float:
+        settings = SurgeryHyperparameters(shift=shift)
+        _, delta = finish(apply(atlas, Task(examples=TEXTS), settings, NOTHING))
+        with atlas.with_effects(delta.effects):
+            return math.exp(fmean(text_nlls(atlas, shown)) - before)
+
+    settings = SurgeryHyperparameters(strength=1.5)
+    progress, _ = finish(apply(atlas, Task(examples=TEXTS), settings, NOTHING))
+    found = progress[-1].metrics["shift"]
+    assert rise(found) >= 1.5 > rise(0.9 * found)
+    assert [step.done for step in progress] == sorted(step.done for step in progress)
+
+
+def test_one_token_tells_no_shift(atlas: ModelView) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        finish(least_shift(atlas, lambda _: {}, [""], 3.0))
+    assert refusal.value.param == "hyperparameters.shift"
 
 
 def test_every_family_has_gates_to_shift(small: ModelView) -> None:
