@@ -71,6 +71,7 @@ class Bench:
         self.requests = cache(self._requests)
         self.unrelated = cache(self._unrelated)
         self.references = cache(self._references)
+        self.at_once = cache(self._at_once)
 
     @cached_property
     def view(self) -> ModelView:
@@ -143,6 +144,13 @@ class Bench:
             started = self.now()
             delta = self.follow(method(self.view, task, chosen, resources), entry.name)
             return delta, self.now() - started
+
+    def _at_once(self, entry: MethodEntry, seed: int, count: int) -> tuple[Delta, float]:
+        """A method's delta of a seed's first ``count`` edits in one batch on the untouched base.
+
+        Made once: where a method retrains, a sequence comes to the same delta as one batch.
+        """
+        return self.apply(entry, self.task(entry, self.requests(seed, count)))
 
     def judge(self, stack: Sequence[Delta], seed: int, count: int) -> dict[str, float]:
         """Metrics of a stack that made a seed's first ``count`` edits.

@@ -76,7 +76,7 @@ def measure_batches(bench: Bench) -> Part:
 
     def rows(entry: MethodEntry, seed: int, sizes: Sequence[int]) -> Iterator[Row]:
         for count in sizes:
-            delta, seconds = bench.apply(entry, bench.task(entry, bench.requests(seed, count)))
+            delta, seconds = bench.at_once(entry, seed, count)
             yield _row(bench, [delta], seed, count, seconds / count)
 
     runs = [
@@ -98,12 +98,13 @@ def measure_sequences(bench: Bench) -> Part:
         requests = bench.requests(seed, sizes[-1])
         stack: list[Delta] = []
         for begin, end in spans(sizes, bench.scale.step):
-            if entry.retrains and end not in sizes:
-                continue
-            beneath, start = ([], 0) if entry.retrains else (stack, begin)
-            task = bench.task(entry, requests[start:end], beneath)
-            delta, seconds = bench.apply(entry, task)
-            stack = [*beneath, delta]
+            if not entry.retrains:
+                task = bench.task(entry, requests[begin:end], stack)
+                delta, seconds = bench.apply(entry, task)
+                stack = [*stack, delta]
+            elif end in sizes:
+                delta, seconds = bench.at_once(entry, seed, end)
+                stack = [delta]
             if end in sizes:
                 yield _row(bench, stack, seed, end, seconds / (end - begin))
 
