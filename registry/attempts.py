@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from registry import tables
 from registry.endpoints import get_endpoint, move_endpoint
@@ -21,6 +21,7 @@ from registry.jobs import (
     CANCELLED,
     ENDED,
     FAILED,
+    PAUSED,
     QUEUED,
     RUNNING,
     SUCCEEDED,
@@ -40,6 +41,9 @@ from registry.versions import (
     get_ready_version,
 )
 from registry.versions import insert_version as _insert_version
+
+#: The outcome of an attempt whose worker died.
+LOST = "lost"
 
 
 @dataclass(frozen=True)
@@ -163,14 +167,14 @@ def claim(
     return Claim(_job(connection, job_id), attempt, parent)
 
 
-def heartbeat(connection: Connection, claim: Claim, lease_seconds: float) -> bool:
-    """Renew the lease; True when the user asked to cancel.
+def heartbeat(connection: Connection, claim: Claim, lease_seconds: float) -> Job:
+    """Renew the lease; the job says whether its user asked to cancel or to pause.
 
     Raises:
         LeaseLost: another attempt took over, or the job ended.
     """
     _fenced_update(connection, claim, lease_until=time.time() + lease_seconds)
-    return _job(connection, claim.job.id).cancel_requested
+    return _job(connection, claim.job.id)
 
 
 def record_progress(connection: Connection, claim: Claim, progress: Progress) -> None:
@@ -196,7 +200,7 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
     Raises:
         LeaseLost
     """
-    job = _fence(connection, claim)
+    job = fence(connection, claim)
     if result.manifest is None:
         if result.report is not None and claim.parent is not None:
             add_report(connection, job.tenant, claim.parent.id, job.id, result.report)
@@ -251,23 +255,31 @@ def cancel(connection: Connection, claim: Claim) -> None:
     _end(connection, claim, CANCELLED, message="cancelled")
 
 
+def pause(connection: Connection, claim: Claim) -> None:
+    """Put the job down where it can go on, as its user asked. Raises LeaseLost."""
+    _requeue(connection, claim, PAUSED, "paused", status=PAUSED)
+
+
 def release(connection: Connection, job_id: str, attempt: int, max_attempts: int) -> bool:
     """Give up a running attempt whose worker died: queue the job again, or fail it for good."""
     job = _job(connection, job_id)
     if job.status != RUNNING or job.attempt != attempt:
         return False
     lost = Claim(job, attempt, None)
+    deaths = _deaths(connection, job_id) + 1
     if job.cancel_requested:
         cancel(connection, lost)
-    elif attempt >= max_attempts:
+    elif job.pause_requested:
+        pause(connection, lost)
+    elif deaths >= max_attempts:
         error = JobFailed(
-            f"job {job_id!r}: its worker died in each of {attempt} attempts;"
+            f"job {job_id!r}: its worker died in each of {deaths} attempts;"
             " see the worker's log, then submit it again",
             code="attempts_exhausted",
         )
         fail(connection, lost, error)
     else:
-        _requeue(connection, lost, "lost", "the worker died; waiting for another attempt")
+        _requeue(connection, lost, LOST, "the worker died; waiting for another attempt")
     return True
 
 
@@ -346,7 +358,8 @@ def _check_awaited(connection: Connection, job: Job) -> None:
         )
 
 
-def _fence(connection: Connection, claim: Claim) -> Job:
+def fence(connection: Connection, claim: Claim) -> Job:
+    """The job, if the attempt is still the one that runs it. Raises LeaseLost."""
     job = _job(connection, claim.job.id)
     if job.status != RUNNING or job.attempt != claim.attempt:
         raise LeaseLost(
@@ -368,7 +381,7 @@ def _fenced_update(connection: Connection, claim: Claim, **values: Any) -> None:
         .values(**values)
     )
     if updated.rowcount != 1:
-        _fence(connection, claim)
+        fence(connection, claim)
 
 
 def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> None:
@@ -383,19 +396,28 @@ def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> No
     add_event(connection, claim.job.id, "status", data)
 
 
-def _requeue(connection: Connection, claim: Claim, outcome: str, message: str) -> Job:
+def _requeue(
+    connection: Connection, claim: Claim, outcome: str, message: str, status: str = QUEUED
+) -> Job:
     _fenced_update(
         connection,
         claim,
-        status=QUEUED,
+        status=status,
         lease_until=None,
         dispatched_at=None,
         claimed_generation=None,
         message=message,
     )
     _end_attempt(connection, claim, outcome)
-    add_event(connection, claim.job.id, "status", {"status": QUEUED, "reason": outcome})
+    add_event(connection, claim.job.id, "status", {"status": status, "reason": outcome})
     return _job(connection, claim.job.id)
+
+
+def _deaths(connection: Connection, job_id: str) -> int:
+    """How many attempts at a job ended with their worker's death."""
+    table = tables.attempts
+    dead = select(func.count()).where(table.c.job_id == job_id, table.c.outcome == LOST)
+    return connection.execute(dead).scalar_one()
 
 
 def _end_attempt(connection: Connection, claim: Claim, outcome: str) -> None:

@@ -43,6 +43,7 @@ class Job:
     dispatched_at: float | None
     claimed_generation: int | None
     cancel_requested: bool
+    pause_requested: bool
     version_id: str | None
     activated: bool
     reason: str | None
@@ -99,6 +100,7 @@ def submit_job(
             message="waiting for a worker",
             attempt=0,
             cancel_requested=False,
+            pause_requested=False,
             activated=False,
             created_at=time.time(),
         )
@@ -214,6 +216,50 @@ def cancel_job(connection: Connection, tenant: str, job_id: str) -> Job:
     return get_job(connection, tenant, job_id)
 
 
+def pause_job(connection: Connection, tenant: str, job_id: str) -> Job:
+    """Pause a queued job at once, ask a running one to stop where it can go on.
+
+    Raises:
+        Conflict: the job has ended.
+    """
+    job = get_job(connection, tenant, job_id)
+    if job.ended:
+        raise Conflict(
+            f"job {job_id!r} has ended ({job.status}) and cannot be paused", code="job_ended"
+        )
+    if job.status == PAUSED:
+        return job
+    values: dict[str, Any] = {"pause_requested": True}
+    if job.status == QUEUED:
+        values |= {"status": PAUSED, "message": "paused"}
+        add_event(connection, job_id, "status", {"status": PAUSED})
+    connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
+    return get_job(connection, tenant, job_id)
+
+
+def resume_job(connection: Connection, tenant: str, job_id: str) -> Job:
+    """Queue a paused job again.
+
+    Raises:
+        Conflict: the job is not paused.
+    """
+    job = get_job(connection, tenant, job_id)
+    if job.status != PAUSED:
+        raise Conflict(
+            f"job {job_id!r} is {job.status}; only a paused one can be resumed",
+            code="job_not_paused",
+        )
+    connection.execute(
+        update(tables.jobs)
+        .where(tables.jobs.c.id == job_id)
+        .values(
+            status=QUEUED, pause_requested=False, dispatched_at=None, message="waiting for a worker"
+        )
+    )
+    add_event(connection, job_id, "status", {"status": QUEUED, "reason": "resumed"})
+    return get_job(connection, tenant, job_id)
+
+
 def unfinished_like(connection: Connection, kind: str, base: str, names: set[str]) -> Job | None:
     """An unfinished job of that kind on that base whose request covers ``names``."""
     table = tables.jobs
@@ -246,6 +292,19 @@ def events(connection: Connection, job_id: str, *, after: int = 0, limit: int = 
         .limit(limit)
     )
     return [Event(row.seq, row.type, row.data, row.created_at) for row in rows]
+
+
+def latest_events(
+    connection: Connection, job_id: str, *, before: int | None = None, limit: int = 20
+) -> Page[Event]:
+    """A job's events with ``seq < before``, newest first."""
+    table = tables.events
+    query = select(table).where(table.c.job_id == job_id)
+    if before is not None:
+        query = query.where(table.c.seq < before)
+    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
+    found = tuple(Event(row.seq, row.type, row.data, row.created_at) for row in rows[:limit])
+    return Page(found, len(rows) > limit)
 
 
 def to_job(row: Row[Any]) -> Job:

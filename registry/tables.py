@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData(
@@ -112,6 +113,7 @@ jobs = Table(
     Column("dispatched_at", Float),
     Column("claimed_generation", Integer),
     Column("cancel_requested", Boolean, nullable=False),
+    Column("pause_requested", Boolean, nullable=False, server_default=false()),
     Column("version_id", String(64)),
     Column("activated", Boolean, nullable=False),
     Column("reason", String(64)),
@@ -145,6 +147,20 @@ events = Table(
     Column("data", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Index("ix_events_job", "job_id", "seq"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("job_id", String(64), nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("state", String(64), nullable=False),
+    Column("version_id", String(64)),
+    Column("metrics", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_checkpoints_job", "job_id", "step"),
 )
 
 idempotency_keys = Table(

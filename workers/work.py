@@ -32,6 +32,10 @@ class Cancelled(Exception):
     """The user asked for the job to be cancelled."""
 
 
+class Paused(Exception):
+    """The user asked for the job to be paused."""
+
+
 class Work:
     """What a job's module works with: the claim, the stores, the loaded bases.
 
@@ -54,6 +58,7 @@ class Work:
         self._ended = threading.Event()
         self._lost = threading.Event()
         self._cancelled = threading.Event()
+        self._paused = threading.Event()
         self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._written_at = 0.0
 
@@ -85,12 +90,14 @@ class Work:
         """Write progress, at most four times a second.
 
         Raises:
-            Cancelled, LeaseLost: the work is to stop.
+            Cancelled, Paused, LeaseLost: the work is to stop.
         """
         if self._lost.is_set():
             raise LeaseLost(f"job {self.claim.job.id}: attempt {self.claim.attempt} lost its lease")
         if self._cancelled.is_set():
             raise Cancelled
+        if self._paused.is_set():
+            raise Paused
         now = time.monotonic()
         if now - self._written_at < PROGRESS_SECONDS:
             return
@@ -103,8 +110,11 @@ class Work:
         while not self._ended.wait(lease / 4):
             try:
                 with self.database.write() as connection:
-                    if attempts.heartbeat(connection, self.claim, lease):
-                        self._cancelled.set()
+                    job = attempts.heartbeat(connection, self.claim, lease)
+                if job.cancel_requested:
+                    self._cancelled.set()
+                if job.pause_requested:
+                    self._paused.set()
             except LeaseLost:
                 self._lost.set()
                 return

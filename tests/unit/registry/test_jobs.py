@@ -280,7 +280,7 @@ def test_cancel_queued_running_and_ended(database: Database, endpoint: str) -> N
     running = begin(database, submit(database, endpoint))
     with database.write() as connection:
         jobs.cancel_job(connection, TENANT, running.job.id)
-        assert attempts.heartbeat(connection, running, LEASE)
+        assert attempts.heartbeat(connection, running, LEASE).cancel_requested
         attempts.cancel(connection, running)
         assert jobs.get_job(connection, TENANT, running.job.id).status == "cancelled"
 
