@@ -8,6 +8,7 @@ from typing import Any
 
 from editing.datasets.edits import read_edit
 from editing.datasets.rows import Row, read_rows
+from editing.datasets.training import read_training
 from registry.errors import UnprocessableRequest
 from registry.manifests import Example, Fact
 
@@ -22,6 +23,7 @@ def read_file(purpose: str, data: bytes) -> list[Any]:
     - ``examples``: ``Example.to_json()``;
     - ``texts``: texts, from texts or objects with ``text`` (or ``Text``), or plain lines;
     - ``facts``: ``{"prompt", "target"}``;
+    - ``fine-tune``: as ``read_training`` gives them; preferences and others do not mix;
     - ``suite``: ``{"query", "choices": [text, …], "gold": index}``; the question may be called
       ``context`` or ``question``, the index ``answer``, as in lm-eval's multiple-choice tasks.
 
@@ -31,9 +33,8 @@ def read_file(purpose: str, data: bytes) -> list[Any]:
     """
     read = READERS.get(purpose)
     if read is None:
-        later = "fine-tuning is not offered yet" if purpose == "fine-tune" else "there is none such"
         raise UnprocessableRequest(
-            f"purpose {purpose!r}: {later}; the purposes are {', '.join(READERS)}", param="purpose"
+            f"purpose {purpose!r} is none; the purposes are {', '.join(READERS)}", param="purpose"
         )
     rows = [read(row) for row in read_rows(data, plain=purpose == "texts")]
     if not rows:
@@ -98,4 +99,5 @@ READERS: dict[str, Callable[[Row], Any]] = {
     "texts": _text,
     "facts": _fact,
     "suite": _question,
+    "fine-tune": read_training,
 }

@@ -212,7 +212,7 @@ def test_what_is_wrong_in_a_file_is_named(purpose: str, data: bytes, said: str) 
     assert error.param == "file"
 
 
-@pytest.mark.parametrize(("purpose", "said"), [("fine-tune", "not offered yet"), ("x", "edits")])
+@pytest.mark.parametrize(("purpose", "said"), [("assistants", "fine-tune"), ("x", "edits")])
 def test_a_purpose_that_there_is_not(purpose: str, said: str) -> None:
     error = refusal(purpose, lines(OWN))
     assert error.param == "purpose"

@@ -1,0 +1,92 @@
+"""Rows to fine-tune on, in OpenAI's forms and the libraries' common ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from editing.datasets.rows import LIST_ITEMS, Row
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+TURN_CHARACTERS = 100_000
+
+
+def read_training(row: Row) -> dict[str, Any]:
+    """One row, as jobs read it.
+
+    - ``{"messages": [{"role", "content", "weight"?: 0 or 1}, …]}``: the assistant's turns are
+      learnt, but those of weight 0;
+    - ``{"prompt", "completion"}``: the completion is;
+    - ``{"input": {"messages"}, "preferred_output", "non_preferred_output"}``, or
+      ``{"prompt", "chosen", "rejected"}``: a preference.
+
+    Raises:
+        UnprocessableRequest: names place and field.
+    """
+    if row.has("messages"):
+        row.refuse_others(("messages", "parallel_tool_calls", "tools"))
+        messages = _messages(row, "messages")
+        if not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
+            row.refuse("holds no turn of the assistant to learn", "messages")
+        return {"messages": messages}
+    if row.has("preferred_output", "non_preferred_output"):
+        row.refuse_others(("input", "preferred_output", "non_preferred_output"))
+        return {
+            "messages": _messages(row.inner("input"), "messages"),
+            "chosen": _answer(row, "preferred_output"),
+            "rejected": _answer(row, "non_preferred_output"),
+        }
+    if row.has("chosen", "rejected"):
+        row.refuse_others(("prompt", "chosen", "rejected"))
+        return {name: _turn(row, name) for name in ("prompt", "chosen", "rejected")}
+    if row.has("prompt", "completion"):
+        row.refuse_others(("prompt", "completion"))
+        return {name: _turn(row, name) for name in ("prompt", "completion")}
+    row.refuse(
+        'is no training example; give {"messages": […]}, {"prompt": …, "completion": …} or'
+        ' {"input": {"messages": […]}, "preferred_output": […], "non_preferred_output": […]}'
+    )
+    return None
+
+
+def is_preference(row: dict[str, Any]) -> bool:
+    return "chosen" in row
+
+
+def _turn(row: Row, name: str) -> str:
+    return row.checked(row.fields().get(name), name, TURN_CHARACTERS)
+
+
+def _messages(row: Row, name: str) -> list[dict[str, Any]]:
+    values = row.fields().get(name)
+    if not isinstance(values, list) or not values:
+        row.refuse("must be a list of messages with role and content", name)
+    if len(values) > LIST_ITEMS:
+        row.refuse(f"holds {len(values)} messages; the limit is {LIST_ITEMS}", name)
+    joint = ": " if row.in_file else "."
+    rows = [
+        Row(value, f"{row.place}{joint}{name}.{i}", row.in_file) for i, value in enumerate(values)
+    ]
+    return [_message(message) for message in rows]
+
+
+def _message(row: Row) -> dict[str, Any]:
+    row.refuse_others(("role", "content", "weight", "name"))
+    role = row.fields().get("role")
+    if role not in ROLES:
+        row.refuse(f"must be one of {', '.join(ROLES)}; it is {repr(role)[:40]}", "role")
+    message: dict[str, Any] = {"role": role, "content": _turn(row, "content")}
+    weight = row.fields().get("weight")
+    if weight is not None:
+        if weight not in (0, 1) or role != "assistant":
+            row.refuse("must be 0 or 1, and only the assistant's turns have one", "weight")
+        message["weight"] = int(weight)
+    return message
+
+
+def _answer(row: Row, name: str) -> str:
+    messages: Sequence[dict[str, Any]] = _messages(row, name)
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        row.refuse("must hold one message, the assistant's", name)
+    content: str = messages[0]["content"]
+    return content

@@ -1,0 +1,1 @@
+"""Fine-tuning: what is trained becomes a delta, as an edit does."""

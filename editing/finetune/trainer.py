@@ -1,0 +1,246 @@
+"""Supervised fine-tuning of an adapter, on flat rows without padding.
+
+A step takes a batch of examples in an order that its epoch's seed gives, in flat rows of at most
+``tokens`` tokens, one after the other, so that memory is that of one row; the loss is the mean NLL
+of the batch's learnt tokens, whichever row they are in. AdamW with a linear warm-up and decay.
+
+All that a step depends on is in ``State``: a run that is broken off and goes on from it ends with
+the same numbers to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+from torch.nn import functional as F
+
+from editing.deltas import Delta, Effect, Sparse
+from editing.finetune.adapter import Adapter
+from editing.finetune.rows import TrainingRow
+from editing.models.packing import hidden, packed
+from editing.models.view import ModelView
+from registry.errors import JobFailed
+from registry.manifests import Progress
+
+#: A dense effect is kept as a sparse one where at most this share of its entries is not zero.
+SPARSE_UP_TO = 0.25
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long is trained, and how.
+
+    Attributes:
+        tokens: most of one flat row; a longer example is a row of its own.
+        warmup: share of the steps in which the rate rises from 0.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.0
+    warmup: float = 0.03
+    clip: float = 1.0
+    tokens: int = 4096
+    seed: int = 0
+
+    def steps(self, examples: int) -> int:
+        """Of the whole run."""
+        return self.epochs * -(-examples // self.batch_size)
+
+    def rate(self, step: int, total: int) -> float:
+        """The share of the learning rate that a step has."""
+        rising = max(1, round(self.warmup * total))
+        return min((step + 1) / rising, (total - step) / max(1, total - rising), 1.0)
+
+    def batch(self, step: int, examples: int) -> list[int]:
+        """Which examples a step takes."""
+        each = -(-examples // self.batch_size)
+        epoch, place = divmod(step, each)
+        source = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(examples, generator=source).tolist()
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands after ``step`` steps: the adapter's and the optimiser's tensors."""
+
+    step: int
+    tensors: Mapping[str, Tensor]
+
+    def to_bytes(self) -> bytes:
+        return save_tensors(
+            {name: tensor.contiguous() for name, tensor in self.tensors.items()},
+            {"step": json.dumps(self.step)},
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> State:
+        (length,) = (int.from_bytes(data[:8], "little"),)
+        header = json.loads(data[8 : 8 + length])
+        return cls(json.loads(header["__metadata__"]["step"]), load_tensors(data))
+
+
+class Trainer:
+    """One run: an adapter, its optimiser and where they stand.
+
+    Args:
+        state: where an earlier run of the same adapter, rows and schedule stood.
+    """
+
+    def __init__(
+        self,
+        view: ModelView,
+        adapter: Adapter,
+        rows: Sequence[TrainingRow],
+        schedule: Schedule,
+        state: State | None = None,
+    ) -> None:
+        self.view, self.adapter, self.rows, self.schedule = view, adapter, rows, schedule
+        self.total = schedule.steps(len(rows))
+        self.step = 0
+        self._named = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
+        self._adamw = torch.optim.AdamW(
+            self._named.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+        )
+        if state is not None:
+            self._restore(state)
+
+    def run(self, until: int | None = None) -> Generator[Progress, None, None]:
+        """Train up to a step, by default to the end; yields loss and accuracy of every step.
+
+        Raises:
+            JobFailed: the loss is not finite.
+        """
+        while self.step < (self.total if until is None else min(until, self.total)):
+            with packed(self.view):
+                told = self._step()
+            yield told
+
+    def measure(self, rows: Sequence[TrainingRow]) -> dict[str, float]:
+        """Mean NLL and accuracy of the learnt tokens of other rows."""
+        sums = torch.zeros(2)
+        with torch.no_grad(), packed(self.view), self.view.with_effects(self.adapter.effects()):
+            for chunk in chunks(rows, self.schedule.tokens):
+                sums += self._read(chunk)[1]
+        count = sum(len(row.learnt) for row in rows)
+        return {
+            "valid_loss": sums[0].item() / count,
+            "valid_mean_token_accuracy": sums[1].item() / count,
+        }
+
+    def delta(self, method: str) -> Delta:
+        """What the adapter stands for now."""
+        with torch.no_grad():
+            effects = {path: compact(e) for path, e in self.adapter.effects().items()}
+        return Delta(effects, self.view.base.digest, method)
+
+    def state(self) -> State:
+        tensors = {f"adapter/{name}": t.cpu() for name, t in self._kept().items()}
+        for name, parameter in self._named.items():
+            for key, value in self._adamw.state.get(parameter, {}).items():
+                tensors[f"adamw/{name}/{key}"] = value.detach().cpu()
+        return State(self.step, {name: tensor.clone() for name, tensor in tensors.items()})
+
+    def _restore(self, state: State) -> None:
+        self.step = state.step
+        with torch.no_grad():
+            for name, tensor in self._kept().items():
+                tensor.copy_(state.tensors[f"adapter/{name}"])
+        for name, parameter in self._named.items():
+            found = {
+                key.rpartition("/")[2]: tensor.clone().to(
+                    "cpu" if key.endswith("/step") else parameter.device
+                )
+                for key, tensor in state.tensors.items()
+                if key.rpartition("/")[0] == f"adamw/{name}"
+            }
+            if found:
+                self._adamw.state[parameter] = found
+
+    def _kept(self) -> dict[str, Tensor]:
+        """What of the adapter a run changes: its parameters, and buffers of its own."""
+        own = dict(self.adapter.named_buffers(recurse=False))
+        return {**{n: p.detach() for n, p in self._named.items()}, **own}
+
+    def _step(self) -> Progress:
+        step, schedule = self.step, self.schedule
+        rate = schedule.learning_rate * schedule.rate(step, self.total)
+        for group in self._adamw.param_groups:
+            group["lr"] = rate
+        self._adamw.zero_grad()
+        self.adapter.before_step(step, self.total)
+        batch = [self.rows[i] for i in schedule.batch(step, len(self.rows))]
+        count = sum(len(row.learnt) for row in batch)
+        sums = torch.zeros(2)
+        for chunk in chunks(batch, schedule.tokens):
+            with self.view.with_effects(self.adapter.effects()):
+                loss, read = self._read(chunk)
+                torch.autograd.backward(loss / count)
+            sums += read
+        penalty = self.adapter.penalty()
+        if isinstance(penalty, Tensor):
+            torch.autograd.backward(penalty)
+        loss_value = sums[0].item() / count
+        if not math.isfinite(loss_value):
+            raise JobFailed(
+                f"the loss is not finite at step {step + 1}; lower hyperparameters.learning_rate"
+            )
+        self.adapter.after_backward(step, self.total)
+        norm = torch.nn.utils.clip_grad_norm_(self._named.values(), schedule.clip)
+        self._adamw.step()
+        self.adapter.after_step()
+        self.step += 1
+        return Progress(
+            self.step,
+            self.total,
+            f"step {self.step}: loss {loss_value:.4f}",
+            {
+                "train_loss": loss_value,
+                "train_mean_token_accuracy": sums[1].item() / count,
+                "learning_rate": rate,
+                "gradient_norm": float(norm),
+                "tokens": float(sum(len(row.ids) for row in batch)),
+            },
+        )
+
+    def _read(self, rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor]:
+        """The summed NLL of the learnt tokens, and [that, how many are the argmax]."""
+        places, targets, start = [], [], 0
+        for row in rows:
+            places += [start + place - 1 for place in row.learnt]
+            targets += [row.ids[place] for place in row.learnt]
+            start += len(row.ids)
+        logits = self.view.logits(hidden(self.view, [row.ids for row in rows])[places])
+        wanted = torch.tensor(targets, device=logits.device)
+        loss = F.cross_entropy(logits, wanted, reduction="sum")
+        right = (logits.argmax(-1) == wanted).sum()
+        return loss, torch.stack([loss.detach(), right.to(loss.dtype)]).cpu()
+
+
+def chunks(rows: Sequence[TrainingRow], tokens: int) -> Iterator[list[TrainingRow]]:
+    """Rows in turn, at most so many tokens together."""
+    chunk: list[TrainingRow] = []
+    for row in rows:
+        if chunk and sum(len(r.ids) for r in chunk) + len(row.ids) > tokens:
+            yield chunk
+            chunk = []
+        chunk.append(row)
+    if chunk:
+        yield chunk
+
+
+def compact(effect: Effect) -> Effect:
+    """The effect without gradients, on the CPU, sparse where it is mostly zeros."""
+    plain = effect.map(lambda tensor: tensor.detach().cpu())
+    if plain.dense is None or plain.dense.count_nonzero() > SPARSE_UP_TO * plain.dense.numel():
+        return plain
+    return Effect(plain.scale, plain.shift, plain.A, plain.B, sparse=Sparse.of(plain.dense))
