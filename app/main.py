@@ -17,6 +17,7 @@ from app.edits.routes import router as edits
 from app.endpoints.routes import router as endpoints
 from app.evaluations.routes import router as evaluations
 from app.files.routes import router as files
+from app.fine_tuning.routes import router as fine_tuning
 from app.follower import Follower
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
@@ -33,6 +34,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     files,
     edits,
     evaluations,
+    fine_tuning,
     jobs,
     versions,
     endpoints,

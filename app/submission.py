@@ -14,9 +14,9 @@ from app.jobs.schemas import JobBody, job_body
 from app.services import Caller, Services
 from registry import endpoints, files, jobs, versions
 from registry.bases import Base
-from registry.errors import Conflict, NotFound, UnprocessableRequest
+from registry.errors import Conflict, Gone, NotFound, UnprocessableRequest
 from registry.jobs import Job
-from registry.manifests import EditRequest, sha256
+from registry.manifests import EditRequest, VersionManifest, sha256
 from registry.resources import find_resources
 from registry.versions import Version
 from workers.inputs import read_edits
@@ -104,6 +104,35 @@ def head_of(connection: Connection, caller: Caller, name: str, param: str) -> Ve
         raise NotFound(error.message, param=param, code=error.code) from None
     except Conflict as error:
         raise UnprocessableRequest(error.message, param=param, code=error.code) from None
+
+
+def named_version(
+    connection: Connection, services: Services, caller: Caller, model: str, *, ready: bool = False
+) -> Version:
+    """The version that ``model`` names: an endpoint's head, a version, or a base's own.
+
+    Args:
+        ready: refuse one that a guard rejected.
+
+    Raises:
+        NotFound, Gone, Conflict, UnprocessableRequest: the field that named it is ``model``.
+    """
+    get = versions.get_ready_version if ready else versions.get_kept_version
+    try:
+        if model.startswith("ver_"):
+            return get(connection, caller.tenant, model)
+        if not model.startswith("base_"):
+            return head_of(connection, caller, model, "model")
+    except (NotFound, Gone, Conflict) as error:
+        raise type(error)(error.message, param="model", code=error.code) from None
+    base = services.bases.get(model.removeprefix("base_"))
+    if base is None:
+        raise NotFound(
+            f"model {model!r} does not exist; GET /v1/models lists endpoints and bases",
+            param="model",
+            code="model_not_found",
+        )
+    return versions.get_version(connection, caller.tenant, VersionManifest(base.ref).id)
 
 
 class NamedFiles:

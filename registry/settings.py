@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5, ge=1, le=100, description="Attempts a job gets when its worker dies."
     )
+    training_state_seconds: float = Field(
+        30.0, ge=0, description="Seconds between states of training that are kept to go on from."
+    )
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body.")
     max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Largest file to upload.")
     max_edits: int = Field(10_000, ge=1, description="Most edits in one request.")

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from editing.finetune.catalogue import TUNINGS, TuningEntry
+from editing.finetune.hyperparameters import TuningHyperparameters
 from editing.methods import METHODS, MethodEntry
 from editing.methods.hyperparameters import Hyperparameters
 from registry.bases import Base
@@ -36,7 +38,7 @@ def check_edit(base: Base, method: str, hyperparameters: Mapping[str, Any]) -> E
             base does not have.
     """
     entry = find_method(method)
-    checked = _hyperparameters(entry, hyperparameters)
+    checked: Hyperparameters = _checked(entry, hyperparameters)
     layers = checked.edited_layers(base.depth)
     for layer in layers:
         if layer >= base.depth:
@@ -48,6 +50,24 @@ def check_edit(base: Base, method: str, hyperparameters: Mapping[str, Any]) -> E
             )
     needed = {covariance_of(layer) for layer in layers} if entry.needs_covariance else {TEXTS}
     return EditRecipe(method, checked, frozenset(needed))
+
+
+def check_tuning(
+    base: Base, method: str, hyperparameters: Mapping[str, Any], rows: int
+) -> TuningHyperparameters:
+    """The hyperparameters of a fine-tuning of so many rows, with a number for every "auto".
+
+    Raises:
+        UnprocessableRequest: an unknown method, a hyperparameter out of bounds.
+    """
+    entry = TUNINGS.get(method)
+    if entry is None:
+        raise UnprocessableRequest(
+            f"method.type {method!r} does not exist; there is {', '.join(TUNINGS)}",
+            param="method.type",
+        )
+    checked: TuningHyperparameters = _checked(entry, hyperparameters)
+    return checked.settled(rows)
 
 
 def find_method(name: str) -> MethodEntry:
@@ -96,13 +116,17 @@ def file_for(setting: str, base: str) -> Path | None:
     return Path(files[base]) if base in files else None
 
 
-def _hyperparameters(entry: MethodEntry, values: Mapping[str, Any]) -> Hyperparameters:
+def _checked(entry: MethodEntry | TuningEntry, values: Mapping[str, Any]) -> Any:
+    """The entry's hyperparameters. Raises UnprocessableRequest, which names the one."""
+    model = entry.hyperparameters
     try:
-        return entry.hyperparameters(**values)
+        return model(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(["hyperparameters", *(str(part) for part in first["loc"])])
-        known = ", ".join(entry.hyperparameters.model_fields)
+        # after the name only places in lists: of a union pydantic names the member as well
+        path = [str(p) for i, p in enumerate(first["loc"]) if i == 0 or isinstance(p, int)]
+        name = ".".join(["hyperparameters", *path])
         raise UnprocessableRequest(
-            f"{name}: {first['msg']}; {entry.name} takes {known}", param=name
+            f"{name}: {first['msg']}; {entry.name} takes {', '.join(model.model_fields)}",
+            param=name,
         ) from error

@@ -26,6 +26,7 @@ logger = logging.getLogger("errata.run")
 KINDS = {
     "edit": "workers.kinds.edit",
     "evaluate": "workers.kinds.evaluate",
+    "fine_tune": "workers.kinds.fine_tune",
     "prepare": "workers.kinds.prepare",
 }
 
@@ -59,6 +60,9 @@ def run(job_id: str, attempt: int) -> None:
         except work_module.Cancelled:
             with database.write() as connection:
                 attempts.cancel(connection, claim)
+        except work_module.Paused:
+            with database.write() as connection:
+                attempts.pause(connection, claim)
         except LeaseLost:
             raise
         except ErrataError as error:

@@ -9,13 +9,11 @@ from sqlalchemy import Connection
 
 from app.evaluations.schemas import CreateEvaluation
 from app.services import Caller, Services
-from app.submission import NamedFiles, head_of, prepare_missing, read_edit_rows
-from registry import jobs, versions
+from app.submission import NamedFiles, named_version, prepare_missing, read_edit_rows
+from registry import jobs
 from registry.bases import base_of
-from registry.errors import Gone, NotFound
 from registry.jobs import Job
-from registry.manifests import VersionManifest, canonical_json
-from registry.versions import Version
+from registry.manifests import canonical_json
 from workers.inputs import check_measured
 from workers.recipes import TEXTS
 
@@ -37,7 +35,7 @@ def check_request(
         }
     )
     with services.database.read() as connection:
-        version = _version(connection, services, caller, body.model)
+        version = named_version(connection, services, caller, body.model)
         rows = named.rows(connection, caller)
     base = base_of(services.bases, version.id, version.manifest.base)
     edits = read_edit_rows(services, body.edits, rows.get("file"))
@@ -68,24 +66,3 @@ def check_request(
         )
 
     return submit
-
-
-def _version(connection: Connection, services: Services, caller: Caller, model: str) -> Version:
-    """The version that ``model`` names; one that a guard rejected may be measured too."""
-    try:
-        if model.startswith("ver_"):
-            return versions.get_kept_version(connection, caller.tenant, model)
-        if not model.startswith("base_"):
-            return head_of(connection, caller, model, "model")
-    except NotFound as error:
-        raise NotFound(error.message, param="model", code=error.code) from None
-    except Gone as error:
-        raise Gone(error.message, param="model", code=error.code) from None
-    base = services.bases.get(model.removeprefix("base_"))
-    if base is None:
-        raise NotFound(
-            f"model {model!r} does not exist; GET /v1/models lists endpoints and bases",
-            param="model",
-            code="model_not_found",
-        )
-    return versions.get_version(connection, caller.tenant, VersionManifest(base.ref).id)

@@ -13,6 +13,7 @@ from tests.service import Service
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
+FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -73,6 +74,12 @@ def run_script(service: Service, document: str, folder: Path = ROOT) -> list[Any
     return answers
 
 
+def write_rows(document: str, folder: Path) -> None:
+    """The files of rows that a document shows, by their names."""
+    for name, rows in re.findall(r"`([\w.]+)`:\n\n```jsonl\n(.*?)```", document, re.DOTALL):
+        (folder / name).write_text(rows)
+
+
 def test_the_readmes_curl_lines(service: Service) -> None:
     answers = run_script(service, README)
     before, posted, job, after, base, edits, history, rollback = answers
@@ -88,8 +95,7 @@ def test_the_readmes_curl_lines(service: Service) -> None:
 
 
 def test_the_curl_lines_of_the_api(service: Service, tmp_path: Path) -> None:
-    for name, rows in re.findall(r"`([\w.]+)`:\n\n```jsonl\n(.*?)```", API, re.DOTALL):
-        (tmp_path / name).write_text(rows)
+    write_rows(API, tmp_path)
     texts, edits, _, job, live, _, evaluation, _ = run_script(service, API, tmp_path)
     assert (texts["rows"], edits["rows"]) == (2, 2)
     assert job["status"] == "succeeded", json.dumps(job)
@@ -111,3 +117,19 @@ def test_the_python_lines(service: Service, capsys: Any) -> None:
     assert names["job"]["status"] == "succeeded", names["job"]
     assert names["job"]["metrics"]["after"]["greedy_match"] == 1
     assert service.text("atlas", "The capital of France is").startswith("Paris")
+
+
+def test_the_lines_of_fine_tuning(
+    service: Service, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    write_rows(FINE_TUNING, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks("python", FINE_TUNING):
+        exec(compile(block.replace(ADDRESS, service.url), "fine_tuning.md", "exec"), names)
+    names["client"].close()
+    job = names["job"]
+    assert job.status == "succeeded", job.error
+    printed = capsys.readouterr().out
+    assert "train_loss" in printed
+    assert job.fine_tuned_model in printed

@@ -45,7 +45,7 @@ def test_a_file_comes_back_as_it_went(service: Service) -> None:
         (EDITS + b'\n{"prompt": "x"}', "edits", 422, "file", "line 3: target_new must be a text"),
         (b"", "edits", 422, "file", "no rows"),
         (b"\x89PNG\xff", "texts", 422, "file", "line 1 is not UTF-8"),
-        (EDITS, "fine-tune", 422, "purpose", "not offered yet"),
+        (EDITS, "fine-tune", 422, "file", "subject is not a known field here"),
         (EDITS, "magic", 422, "purpose", "edits, examples, texts, facts, suite"),
     ],
 )
@@ -94,7 +94,7 @@ def test_openais_client(service: Service) -> None:
         assert client.files.retrieve(made.id) == made
         assert made.id in [file.id for file in client.files.list(limit=1)]
         assert client.files.content(made.id).content == EDITS
-        with pytest.raises(openai.UnprocessableEntityError, match="fine-tuning"):
+        with pytest.raises(openai.UnprocessableEntityError, match="known: prompt, completion"):
             client.files.create(file=EDITS, purpose="fine-tune")
         assert client.files.delete(made.id).deleted
 

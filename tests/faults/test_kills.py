@@ -1,5 +1,6 @@
 """kill -9 in the middle of an edit: the job ends once, one version exists, the endpoint has it."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -93,3 +94,34 @@ def test_sigterm_leaves_nothing_running(own_service: Service) -> None:
     assert not any(command_line(pid) for pid in pids)
     with pytest.raises(httpx.TransportError):
         own_service.client.get("/healthz")
+
+
+@pytest.mark.parametrize("victim", ["horse", "worker"])
+def test_training_that_is_killed_ends_with_the_same_bits(tmp_path: Path, victim: str) -> None:
+    rows = [
+        {"prompt": f"The bird of {name} is", "completion": "Zinc."} for name in ("Peru", "Chad")
+    ]
+    data = "\n".join(map(json.dumps, rows)).encode()
+    with Service(
+        tmp_path, ERRATA_LEASE_SECONDS="2", ERRATA_TRAINING_STATE_SECONDS="0.5"
+    ) as service:
+        file = service.client.post(
+            "/v1/files", files={"file": ("x.jsonl", data)}, data={"purpose": "fine-tune"}
+        ).json()
+        body = {
+            "model": "atlas",
+            "training_file": file["id"],
+            "guards": {"retention": 0, "perplexity": 1e6},
+            "hyperparameters": {"n_epochs": 150, "r": 4},
+        }
+        stacks = []
+        for kills in (0, 1):
+            job = service.client.post("/v1/fine_tuning/jobs", json=body).json()
+            for _ in range(kills):
+                wait_for(lambda: service.job(job["id"])["progress"]["done"] >= 60, 60)  # noqa: B023
+                service.kill(victim)
+            ended = service.ended(job["id"])
+            assert ended["status"] == "succeeded", ended
+            assert len(ended["attempts"]) == 1 + kills
+            stacks.append(service.get(f"/v1/versions/{ended['version']}")["stack"])
+        assert stacks[0] == stacks[1]

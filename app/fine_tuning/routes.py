@@ -1,0 +1,142 @@
+"""``/v1/fine_tuning/jobs``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from sqlalchemy import Connection
+
+from app.fine_tuning.schemas import (
+    CheckpointBody,
+    CreateFineTuning,
+    EventBody,
+    FineTuningBody,
+    checkpoint_body,
+    event_body,
+    fine_tuning_body,
+)
+from app.fine_tuning.submit import check_request
+from app.schemas import Limit, ListOf, Name
+from app.services import Caller, CallerDep, ServicesDep
+from app.submission import IdempotencyKey, submit_once
+from registry import jobs
+from registry.checkpoints import list_checkpoints
+from registry.errors import InvalidRequest, NotFound
+from registry.jobs import Job
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+KIND = "fine_tune"
+After = Annotated[str | None, Query(max_length=64, description="The last id of the page before.")]
+
+
+@router.post("")
+def create_job(
+    body: CreateFineTuning,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> FineTuningBody:
+    """Tune a version on the rows of a file; what comes of it is another version."""
+    made = submit_once(
+        services,
+        caller,
+        response,
+        idempotency_key,
+        body,
+        lambda: check_request(services, caller, body),
+    )
+    response.headers["Location"] = f"{router.prefix}/{made.id}"
+    return get_job(made.id, services, caller)
+
+
+@router.get("")
+def list_jobs(
+    services: ServicesDep, caller: CallerDep, after: After = None, limit: Limit = 20
+) -> ListOf[FineTuningBody]:
+    """Fine-tuning jobs, newest first."""
+    with services.database.read() as connection:
+        page = jobs.list_jobs(connection, caller.tenant, kind=KIND, after=after, limit=limit)
+    return ListOf(data=[fine_tuning_body(job) for job in page.items], has_more=page.has_more)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTuningBody:
+    """One job: its status, and the version that it made."""
+    with services.database.read() as connection:
+        return fine_tuning_body(_job(connection, caller, job_id))
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    after: After = None,
+    limit: Limit = 20,
+) -> ListOf[EventBody]:
+    """What happened to a job, newest first: messages, and metrics of its steps."""
+    before = None
+    if after is not None:
+        number = after.removeprefix("ftevent-")
+        if not number.isdecimal():
+            raise InvalidRequest(f"after: {after!r} is no event's id", param="after")
+        before = int(number)
+    with services.database.read() as connection:
+        job = _job(connection, caller, job_id)
+        page = jobs.latest_events(connection, job.id, before=before, limit=limit)
+    return ListOf(data=[event_body(event) for event in page.items], has_more=page.has_more)
+
+
+@router.get("/{job_id}/checkpoints")
+def get_checkpoints(
+    job_id: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    after: After = None,
+    limit: Limit = 10,
+) -> ListOf[CheckpointBody]:
+    """The versions that a job made on its way, newest first; each can be served."""
+    with services.database.read() as connection:
+        job = _job(connection, caller, job_id)
+        found = [c for c in reversed(list_checkpoints(connection, job.id)) if c.version_id]
+    places = [place for place, checkpoint in enumerate(found) if checkpoint.id == after]
+    if after is not None and not places:
+        raise NotFound(f"checkpoint {after!r} does not exist", param="after")
+    rest = found[places[0] + 1 :] if places else found
+    return ListOf(data=[checkpoint_body(c) for c in rest[:limit]], has_more=len(rest) > limit)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTuningBody:
+    """Cancel a queued or paused job at once; ask a running one to stop at its next step."""
+    with services.database.write() as connection:
+        _job(connection, caller, job_id)
+        return fine_tuning_body(jobs.cancel_job(connection, caller.tenant, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTuningBody:
+    """Pause a queued job at once; ask a running one to keep its state and stop."""
+    with services.database.write() as connection:
+        _job(connection, caller, job_id)
+        return fine_tuning_body(jobs.pause_job(connection, caller.tenant, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTuningBody:
+    """Queue a paused job again; it goes on from where it stood."""
+    with services.database.write() as connection:
+        _job(connection, caller, job_id)
+        return fine_tuning_body(jobs.resume_job(connection, caller.tenant, job_id))
+
+
+def _job(connection: Connection, caller: Caller, job_id: str) -> Job:
+    job = jobs.get_job(connection, caller.tenant, job_id)
+    if job.kind != KIND:
+        raise NotFound(
+            f"job {job_id!r} is of kind {job.kind!r}; GET /v1/jobs/{job_id} shows it",
+            code="job_not_found",
+        )
+    return job

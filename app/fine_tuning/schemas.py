@@ -1,0 +1,182 @@
+"""A fine-tuning job as REST takes and shows it, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from app.edits.schemas import Guards
+from app.schemas import Message, Name, Request
+from registry.checkpoints import Checkpoint
+from registry.jobs import ENDED, PAUSED, QUEUED, RUNNING, Event, Job
+
+Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+METADATA_KEYS, METADATA_KEY, METADATA_VALUE = 16, 64, 512
+
+
+class Method(BaseModel):
+    """``{"type": "lora", "lora": {"hyperparameters": {…}}}``; OpenAI's ``supervised`` is LoRA."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Annotated[str, Field(min_length=1, max_length=64)] = "supervised"
+
+
+class CreateFineTuning(Request):
+    model: Name = Field(description="An endpoint, a version or a base to tune from.")
+    training_file: Name = Field(description="A file of purpose fine-tune.")
+    validation_file: Name | None = Field(None, description="Another, which is only measured.")
+    method: Method | None = None
+    hyperparameters: dict[str, Any] | None = Field(
+        None, description="Those of the method, where it does not name them itself."
+    )
+    seed: int | None = Field(None, ge=0, lt=2**31, description="By default 0.")
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    metadata: dict[str, str] | None = None
+    integrations: list[Any] | None = Field(None, max_length=0, description="None are offered.")
+    message: Message | None = None
+    guards: Guards = Field(default_factory=Guards)
+
+    @field_validator("metadata")
+    @classmethod
+    def _small(cls, found: dict[str, str] | None) -> dict[str, str] | None:
+        if found is None:
+            return None
+        too_long = any(len(k) > METADATA_KEY or len(v) > METADATA_VALUE for k, v in found.items())
+        if len(found) > METADATA_KEYS or too_long:
+            raise ValueError(
+                f"holds at most {METADATA_KEYS} pairs, keys of {METADATA_KEY} and values of"
+                f" {METADATA_VALUE} characters"
+            )
+        return found
+
+
+class ErrorBody(BaseModel):
+    code: str | None
+    message: str
+    param: str | None
+
+
+class FineTuningBody(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    model: str
+    fine_tuned_model: str | None = Field(description="The version it made.")
+    organization_id: str
+    status: Status
+    training_file: str
+    validation_file: str | None
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    trained_tokens: int | None
+    result_files: list[str] = Field(default_factory=list)
+    error: ErrorBody | None
+    seed: int
+    estimated_finish: int | None
+    suffix: str | None
+    metadata: dict[str, str] | None
+    integrations: list[Any] = Field(default_factory=list)
+    metrics: dict[str, Any] | None
+
+
+class EventBody(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: Literal["info", "warn", "error"]
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any]
+
+
+class CheckpointBody(BaseModel):
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    step_number: int
+    metrics: dict[str, Any]
+
+
+def fine_tuning_body(job: Job) -> FineTuningBody:
+    request = job.request
+    error = None
+    if job.error is not None:
+        named = {name: job.error.get(name) for name in ("code", "param")}
+        error = ErrorBody(message=str(job.error.get("message")), **named)
+    return FineTuningBody(
+        id=job.id,
+        created_at=int(job.created_at),
+        finished_at=None if job.finished_at is None else int(job.finished_at),
+        model=request["model"],
+        fine_tuned_model=job.version_id if job.status == "succeeded" else None,
+        organization_id=job.tenant,
+        status=job.status,
+        training_file=request["training_file"],
+        validation_file=request["validation_file"],
+        hyperparameters=request["hyperparameters"],
+        method={
+            "type": request["method"],
+            request["method"]: {"hyperparameters": request["hyperparameters"]},
+        },
+        trained_tokens=(job.metrics or {}).get("trained_tokens"),
+        error=error,
+        seed=request["seed"],
+        estimated_finish=_estimate(job),
+        suffix=request["suffix"],
+        metadata=request["metadata"],
+        metrics=None if job.metrics is None else dict(job.metrics),
+    )
+
+
+def event_body(event: Event) -> EventBody:
+    """A registry's event in OpenAI's shape: progress is metrics, all else is a message."""
+    if event.type == "progress" and event.data.get("metrics"):
+        data = {"step": event.data["done"], "total_steps": event.data["total"]}
+        kind: Literal["message", "metrics"] = "metrics"
+        data |= event.data["metrics"]
+    else:
+        kind, data = "message", dict(event.data)
+    error = event.data.get("error")
+    return EventBody(
+        id=f"ftevent-{event.seq}",
+        created_at=int(event.created_at),
+        level="error" if error else "info",
+        message=_told(event),
+        type=kind,
+        data=data,
+    )
+
+
+def checkpoint_body(checkpoint: Checkpoint) -> CheckpointBody:
+    return CheckpointBody(
+        id=checkpoint.id,
+        created_at=int(checkpoint.created_at),
+        fine_tuned_model_checkpoint=checkpoint.version_id or "",
+        fine_tuning_job_id=checkpoint.job_id,
+        step_number=checkpoint.step,
+        metrics={"step": checkpoint.step, **checkpoint.metrics},
+    )
+
+
+def _told(event: Event) -> str:
+    if event.type == "status":
+        error = event.data.get("error") or {}
+        detail = error.get("message") or event.data.get("reason")
+        status = str(event.data["status"])
+        return f"{status}: {detail}" if detail else status
+    return str(event.data.get("message", event.type))
+
+
+def _estimate(job: Job) -> int | None:
+    if job.status in (*ENDED, QUEUED, PAUSED) or job.status != RUNNING:
+        return None
+    if job.started_at is None or not job.done or not job.total:
+        return None
+    spent = time.time() - job.started_at
+    return int(job.started_at + spent * job.total / job.done)

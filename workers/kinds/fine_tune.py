@@ -1,0 +1,176 @@
+"""Fine-tuning: a version's stack + rows -> one more delta, and versions on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from editing.deltas import Delta, compose
+from editing.finetune.catalogue import TUNINGS
+from editing.finetune.rows import TrainingRow, training_row
+from editing.finetune.trainer import Schedule, State, Trainer
+from editing.guards import Reading, failure, judge, read
+from editing.metrics.norm import update_ratio
+from editing.models.view import ModelView
+from registry.attempts import Result
+from registry.checkpoints import list_checkpoints, record_checkpoint
+from registry.errors import InvalidRequest, UnprocessableRequest
+from registry.manifests import GuardResult, Progress, VersionManifest
+from registry.versions import Version
+from workers.evidence import limits_of, material_of
+from workers.ground import parent_of
+from workers.kinds.prepare import load_resources
+from workers.recipes import TEXTS
+from workers.work import Paused, Work
+
+#: Versions that a run makes, its last among them.
+CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What stands at one step, measured."""
+
+    manifest: VersionManifest
+    metrics: dict[str, Any]
+    guards: tuple[GuardResult, ...]
+
+
+def perform(work: Work) -> Result:
+    """Train from where an earlier attempt stopped, or from the start.
+
+    Raises:
+        Paused: the user asked for it; the state is kept.
+    """
+    request = work.claim.job.request
+    parent, view, stack = parent_of(work)
+    resources = load_resources(work, frozenset({TEXTS}))
+    material = material_of(work, view.base, [], resources.references, request["guards"])
+    entry = TUNINGS[request["method"]]
+    chosen = entry.hyperparameters(**request["hyperparameters"])
+    schedule = Schedule(
+        epochs=int(chosen.n_epochs),
+        batch_size=int(chosen.batch_size),
+        learning_rate=float(chosen.learning_rate or 0),
+        weight_decay=chosen.weight_decay,
+        warmup=chosen.warmup,
+        tokens=chosen.max_tokens,
+        seed=request["seed"],
+    )
+    rows, held_out = _rows(work, view, "rows"), _rows(work, view, "validation")
+    with view.with_effects(compose(delta.effects for delta in stack)):
+        work.report(Progress(0, 0, "measuring before"))
+        before = read(view, material)
+        adapter = entry.build(view, chosen, request["seed"])
+        trainer = Trainer(view, adapter, rows, schedule, _state(work))
+
+        def judged() -> Judged:
+            work.report(Progress(trainer.step, trainer.total, "measuring"))
+            delta = trainer.delta(entry.name)
+            with view.with_effects(delta.effects):
+                after = read(view, material)
+            limits = limits_of(work.settings, request["guards"])
+            norm = update_ratio(view, delta.effects)
+            return Judged(
+                _manifest(work, parent, trainer, delta),
+                _metrics(trainer, before, after, held_out),
+                judge(material, before, after, norm, limits),
+            )
+
+        _train(work, trainer, judged)
+        last = judged()
+    work.models.check_untouched(work.claim.job.base)
+    return Result(last.manifest, last.metrics, last.guards)
+
+
+def _train(work: Work, trainer: Trainer, judged: Callable[[], Judged]) -> None:
+    """Run to the end; keep the state every so often, and a version at each mark before it."""
+    marks = _marks(trainer)
+    kept_at = time.monotonic()
+    for progress in trainer.run():
+        try:
+            work.report(progress)
+        except Paused:
+            _keep(work, trainer)
+            raise
+        if trainer.step in marks:
+            _keep(work, trainer, judged())
+            kept_at = time.monotonic()
+        elif time.monotonic() - kept_at >= work.settings.training_state_seconds:
+            _keep(work, trainer)
+            kept_at = time.monotonic()
+
+
+def _marks(trainer: Trainer) -> set[int]:
+    """Steps before the last one at which a version is made: ends of epochs, evenly spaced."""
+    epochs = trainer.schedule.epochs
+    each = trainer.total // epochs
+    ends = {round(epochs * part / CHECKPOINTS) for part in range(1, CHECKPOINTS)}
+    return {each * end for end in ends if 0 < end < epochs}
+
+
+def _keep(work: Work, trainer: Trainer, judged: Judged | None = None) -> None:
+    """Write down where the run stands; a version that a guard rejects is not made."""
+    state = work.artifacts.put(trainer.state().to_bytes())
+    metrics: dict[str, Any] = {} if judged is None else judged.metrics["after"]
+    manifest = None
+    if judged is not None and failure(judged.guards) is None:
+        manifest = judged.manifest
+    with work.database.write() as connection:
+        record_checkpoint(connection, work.claim, trainer.step, state, metrics, manifest)
+
+
+def _state(work: Work) -> State | None:
+    """Where the job's attempts so far have come to."""
+    with work.database.read() as connection:
+        found = list_checkpoints(connection, work.claim.job.id)
+    return State.from_bytes(work.artifacts.get(found[-1].state)) if found else None
+
+
+def _rows(work: Work, view: ModelView, name: str) -> list[TrainingRow]:
+    digest = work.claim.job.request[name]
+    if digest is None:
+        return []
+    found = []
+    for place, example in enumerate(json.loads(work.artifacts.get(digest)), start=1):
+        try:
+            found.append(training_row(view, example))
+        except InvalidRequest as error:
+            raise UnprocessableRequest(f"row {place}: {error.message}") from None
+    return found
+
+
+def _manifest(work: Work, parent: Version, trainer: Trainer, delta: Delta) -> VersionManifest:
+    job = work.claim.job
+    recipe = {
+        "kind": "fine_tune",
+        "job": job.id,
+        "step": trainer.step,
+        **{
+            name: job.request[name]
+            for name in ("method", "hyperparameters", "rows", "seed", "suffix", "message")
+        },
+        "author": job.actor,
+    }
+    return VersionManifest(
+        base=parent.manifest.base,
+        stack=(*parent.manifest.stack, work.artifacts.put(delta.to_bytes())),
+        parents=(parent.id,),
+        recipe=recipe,
+    )
+
+
+def _metrics(
+    trainer: Trainer, before: Reading, after: Reading, held_out: list[TrainingRow]
+) -> dict[str, Any]:
+    each = sum(len(row.ids) for row in trainer.rows)
+    return {
+        "before": before.metrics,
+        "after": {**after.metrics, **(trainer.measure(held_out) if held_out else {})},
+        "trained_tokens": each * trainer.schedule.epochs,
+        "trained_numbers": trainer.adapter.trainable(),
+        "steps": trainer.step,
+    }
