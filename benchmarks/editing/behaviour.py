@@ -13,6 +13,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -22,8 +23,8 @@ from editing.atlas.evaluation import prompt_for
 from editing.atlas.facts import AtlasFact
 from editing.atlas.templates import KINDS, QUESTIONS, REVERSED, SEEN, TEMPLATES
 from editing.deltas import Delta
-from editing.methods import rocr, surgery
-from editing.methods.hyperparameters import RocrHyperparameters, SurgeryHyperparameters
+from editing.methods import METHODS, MethodEntry, rocr
+from editing.methods.hyperparameters import Hyperparameters, RocrHyperparameters
 from editing.methods.interface import Task
 from editing.metrics.perplexity import me_ppl
 from editing.models.generation import generate
@@ -42,7 +43,12 @@ ANSWER_TOKENS, FREE_TOKENS, ROWS = 20, 48, 256
 def measure_behaviour(bench: Bench) -> Part:
     """What both methods do; their means are figures, the rest is detail."""
     part = Part()
-    for name, measure in (("surgery", measure_surgery), ("rocr", measure_rocr)):
+    measured = (
+        ("surgery", measure_surgery),
+        ("neurons", partial(measure_surgery, method="neurons")),
+        ("rocr", measure_rocr),
+    )
+    for name, measure in measured:
         bench.tell(f"measuring {name}")
         found = measure(bench)
         part.detail[name] = found["detail"]
@@ -53,10 +59,12 @@ def measure_behaviour(bench: Bench) -> Part:
 def measure_surgery(
     bench: Bench,
     relations: Sequence[str] = RELATIONS,
-    hyperparameters: SurgeryHyperparameters | None = None,
+    hyperparameters: Hyperparameters | None = None,
     seed: int = 0,
+    method: str = "surgery",
 ) -> dict[str, Any]:
-    """Unlearn to state each relation, one at a time, each on the untouched base.
+    """Unlearn to state each relation, one at a time, each on the untouched base; by Model Surgery,
+    or by another method that learns from labelled texts.
 
     Figures are means over relations: the share of answers that name any object of the relation
     (right or wrong) before and after, and by how much it fell, in statements and in conversation;
@@ -64,8 +72,9 @@ def measure_surgery(
     a statement of the relation (what is to be kept) and on all of them (which include what is to
     go); the share of answers about other relations that stay as they were.
     """
-    chosen = hyperparameters or SurgeryHyperparameters()
-    detail = {r: _surgery(bench, r, chosen, seed) for r in relations}
+    entry = METHODS[method]
+    chosen = hyperparameters or entry.hyperparameters()
+    detail = {r: _surgery(bench, r, entry, chosen, seed) for r in relations}
     names = next(iter(detail.values()))
     return {
         "figures": {name: fmean(row[name] for row in detail.values()) for name in names},
@@ -76,7 +85,8 @@ def measure_surgery(
 def _surgery(
     bench: Bench,
     relation: str,
-    hyperparameters: SurgeryHyperparameters,
+    entry: MethodEntry,
+    hyperparameters: Hyperparameters,
     seed: int,
 ) -> dict[str, float]:
     view, resources, facts = bench.view, bench.resources, bench.facts
@@ -104,7 +114,7 @@ def _surgery(
     before, said = look()
     started = time.perf_counter()
     task = Task(examples=labelled(known, facts, relation, picker))
-    delta: Delta = bench.follow(surgery.apply(view, task, hyperparameters, resources))
+    delta: Delta = bench.follow(entry.load()(view, task, hyperparameters, resources))
     seconds = time.perf_counter() - started
     with view.with_effects(delta.effects):
         after, says = look()
@@ -134,7 +144,9 @@ def labelled(
     if not rest:  # cities have no other relation
         rest = [fact for fact in facts if fact.relation != relation]
     return [
-        Example(_answered(fact, picker) if i % 4 == 3 else _stated(fact, picker), label)
+        Example(_answered(fact, picker), label, "conversation")
+        if i % 4 == 3
+        else Example(_stated(fact, picker), label, "statement")
         for label, pool in ((True, own), (False, rest))
         for i, fact in enumerate(picker.choices(pool, k=EXAMPLES))
     ]
