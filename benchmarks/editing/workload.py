@@ -83,7 +83,7 @@ FULL = Scale(
     references=100,
     pool=1000,
     tokens=100_000,
-    patience=3600,
+    patience=1000,
 )
 QUICK = Scale(
     seeds=(1, 2),
