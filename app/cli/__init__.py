@@ -160,14 +160,18 @@ def bench_finetuning(
     plot_file: Annotated[Path | None, typer.Option("--plot", help="Where a PNG goes.")] = None,
     only: Parts = None,
     methods: Methods = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of a process.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Methods at once, a process each; by default all cores' worth."),
+    ] = None,
     device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
 ) -> None:
     """Every method on a new relation of atlas, and training without padding beside peers."""
     from benchmarks.finetuning.run import main as measure
 
-    measure(json_file, plot_file, _names(only), _names(methods), threads, device, quick)
+    measure(json_file, plot_file, _names(only), _names(methods), threads, device, quick, jobs)
 
 
 @bench.command("serving")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from rich.console import Console
@@ -14,8 +15,25 @@ from editing.finetune.catalogue import TuningEntry
 from editing.finetune.hyperparameters import TuningHyperparameters
 from editing.metrics.perplexity import me_ppl
 from editing.metrics.targets import greedy_matches
-from editing.statistics import Resources, prepare
+from editing.statistics import prepare
 from registry.manifests import Fact
+
+
+@dataclass(frozen=True)
+class Before:
+    """What is known of the base before any method.
+
+    Attributes:
+        texts: that it wrote; methods may keep its predictions of them.
+        references: others that it wrote, behind the perplexity.
+        known: those of the old facts that it gives greedily.
+        me_ppl: of the references.
+    """
+
+    texts: tuple[str, ...]
+    references: tuple[str, ...]
+    known: tuple[Fact, ...]
+    me_ppl: float
 
 
 class Bench(AtlasBench):
@@ -26,11 +44,24 @@ class Bench(AtlasBench):
         methods: names of those that take part.
         device: of the base.
         console: told what is under way.
+        threads: of a process.
+        jobs: how many methods are measured at once, each in a process of its own.
+        before: where it is known already.
     """
 
-    def __init__(self, scale: Scale, methods: Sequence[str], device: str, console: Console) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        methods: Sequence[str],
+        device: str,
+        console: Console,
+        threads: int = 1,
+        jobs: int = 1,
+        before: Before | None = None,
+    ) -> None:
         super().__init__(device, console)
-        self.scale, self.methods = scale, methods
+        self.scale, self.methods, self.threads, self.jobs = scale, methods, threads, jobs
+        self._before = before
 
     @cached_property
     def relation(self) -> list[tuple[str, str]]:
@@ -48,34 +79,19 @@ class Bench(AtlasBench):
         found = greedy_matches(self.view, pairs)
         return sum(found) / len(found)
 
-    def known(self) -> list[Fact]:
-        """Those of the old facts that the model gives greedily."""
-        facts = self._old_facts
+    def known(self, facts: Sequence[Fact]) -> list[Fact]:
+        """Those that the model gives greedily."""
         found = greedy_matches(self.view, [(fact.prompt, fact.target) for fact in facts])
         return [fact for fact, is_right in zip(facts, found, strict=True) if is_right]
 
-    def me_ppl(self) -> float:
-        """Of texts that the untouched base wrote, none of those that methods see."""
-        return me_ppl(self.view, self._resources.references) or math.nan
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """What methods may keep the base's predictions of."""
-        return self._resources.texts
+    def me_ppl(self, references: Sequence[str]) -> float:
+        return me_ppl(self.view, references) or math.nan
 
     @cached_property
-    def known_before(self) -> list[Fact]:
-        return self.known()
-
-    @cached_property
-    def me_ppl_before(self) -> float:
-        return self.me_ppl()
-
-    @cached_property
-    def _old_facts(self) -> list[Fact]:
-        return old_facts(self.scale.old, self.scale.seed)
-
-    @cached_property
-    def _resources(self) -> Resources:
-        """What a worker has of the base: texts that it wrote, and others held out."""
-        return self.follow(prepare(self.view, [], self.scale.tokens))
+    def before(self) -> Before:
+        if self._before is not None:
+            return self._before
+        made = self.follow(prepare(self.view, [], self.scale.tokens))
+        self.tell("what the base knows")
+        known = self.known(old_facts(self.scale.old, self.scale.seed))
+        return Before(made.texts, made.references, tuple(known), self.me_ppl(made.references))

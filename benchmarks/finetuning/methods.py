@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from typing import Any
 
-from benchmarks.finetuning.bench import Bench
+import torch
+from rich.console import Console
+
+from benchmarks.finetuning.bench import Before, Bench
 from benchmarks.finetuning.memory import PeakMemory
-from benchmarks.finetuning.workload import TRAINED, UNTRAINED, examples, preferences
+from benchmarks.finetuning.workload import TRAINED, UNTRAINED, Scale, examples, preferences
 from benchmarks.parts import Part
 from editing.datasets.training import PREFERENCES
 from editing.finetune.catalogue import TUNINGS, TuningEntry
 from editing.finetune.memory import SHARE, free_memory, plan
 from editing.finetune.objectives.build import objective
 from editing.finetune.trainer import Schedule, Trainer
-from registry.errors import ErrataError
+from editing.models.loading import weights_digest
+from registry.errors import ErrataError, JobFailed
 
 #: What a row holds, in the order it is shown.
 COLUMNS = {
@@ -33,16 +39,20 @@ Row = dict[str, Any]
 
 
 def measure_methods(bench: Bench) -> Part:
-    """A row a method, by its own defaults; one that fails has a row that says why."""
-    rows: list[Row] = []
-    for name in bench.methods:
-        row: Row = {"method": name}
-        try:
-            row |= _row(bench, TUNINGS[name])
-        except (ErrataError, RuntimeError) as error:
-            row["error"] = f"{type(error).__name__}: {error}"
-        rows.append(row)
-        bench.console.log(told(row))
+    """A row a method, by its own defaults; one that fails has a row that says why.
+
+    Each runs in a fresh process: what another has freed does not hide the memory that it takes.
+    """
+    shared = bench.scale, bench.device, bench.threads, bench.before
+    found: dict[str, Row] = {}
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(bench.jobs, spawn, max_tasks_per_child=1) as pool:
+        for future in as_completed([pool.submit(measure, name, *shared) for name in bench.methods]):
+            row = future.result()
+            found[row["method"]] = row
+            bench.console.log(told(row))
+            bench.tell(f"{len(found)}/{len(bench.methods)} methods")
+    rows = [found[name] for name in bench.methods]
     figures = {}
     for row in rows:
         if row["method"] == "lora" and "error" not in row:
@@ -50,13 +60,27 @@ def measure_methods(bench: Bench) -> Part:
     return Part(figures, {"methods": rows})
 
 
+def measure(name: str, scale: Scale, device: str, threads: int, before: Before) -> Row:
+    """One method's row, in this process."""
+    torch.set_num_threads(threads)
+    bench = Bench(scale, [name], device, Console(quiet=True), before=before)
+    untouched = weights_digest(bench.view.model)
+    try:
+        row = _row(bench, TUNINGS[name])
+        if weights_digest(bench.view.model) != untouched:
+            raise JobFailed("the base's weights changed")
+    except (ErrataError, RuntimeError) as error:
+        row = {"error": f"{type(error).__name__}: {error}"}
+    return {"method": name, **row}
+
+
 def _row(bench: Bench, entry: TuningEntry) -> Row:
-    view, relation = bench.view, bench.relation
+    view, relation, before = bench.view, bench.relation, bench.before
     found = examples(relation)
     if entry.rows == PREFERENCES:
         found = preferences(relation, bench.scale.seed)
     chosen = bench.settings(entry, len(found))
-    aim = objective(view, chosen, {}, [], bench.texts)
+    aim = objective(view, chosen, {}, [], before.texts)
     rows = aim.rows(view, found)
     with PeakMemory(view.device) as memory:
         started = time.perf_counter()
@@ -65,20 +89,18 @@ def _row(bench: Bench, entry: TuningEntry) -> Row:
         planned = plan(view, adapter, rows, size, None, budget)
         schedule = Schedule.of(chosen, planned, bench.scale.seed)
         trainer = Trainer(view, adapter, rows, schedule, objective=aim)
-        for step in trainer.run():
-            bench.tell(f"{entry.name} {step.done}/{step.total} {step.message}")
+        *_, last = trainer.run()
         delta = trainer.delta(entry.name)
         seconds = time.perf_counter() - started
     with view.with_effects(delta.effects):
         asked = [bench.right(wording, relation) for wording in (TRAINED[0], UNTRAINED)]
-        kept, ppl = bench.known(), bench.me_ppl()
-    lost = [fact for fact in bench.known_before if fact not in kept]
+        kept, ppl = bench.known(before.known), bench.me_ppl(before.references)
     return {
         "new_relation": asked[0],
         "other_wording": asked[1],
-        "old_facts_lost": len(lost) / len(bench.known_before),
-        "me_ppl_ratio": ppl / bench.me_ppl_before,
-        "train_loss": step.metrics["train_loss"],
+        "old_facts_lost": 1 - len(kept) / len(before.known),
+        "me_ppl_ratio": ppl / before.me_ppl,
+        "train_loss": last.metrics["train_loss"],
         "trained_numbers": adapter.trainable(),
         "delta_bytes": len(delta.to_bytes()),
         "peak_memory": memory.bytes,

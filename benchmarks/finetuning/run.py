@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -37,6 +38,7 @@ def run(
     threads: int,
     device: str,
     console: Console,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """The figures by name, and the detail they come from.
 
@@ -45,9 +47,9 @@ def run(
         JobFailed: a method wrote the base's weights.
     """
     check_names("--methods: no method", methods, METHODS)
-    bench = Bench(scale, methods or METHODS, device, console)
+    bench = Bench(scale, methods or METHODS, device, console, threads, jobs)
     libraries = ("torch", "transformers", "peft")
-    return run_on_atlas(PARTS, only, bench, threads, libraries, scale=asdict(scale))
+    return run_on_atlas(PARTS, only, bench, threads, libraries, jobs=jobs, scale=asdict(scale))
 
 
 def main(
@@ -55,13 +57,16 @@ def main(
     plot_file: Path | None = None,
     only: Sequence[str] = (),
     methods: Sequence[str] = (),
-    threads: int = 2,
+    threads: int = 1,
     device: str = "cpu",
     quick: bool = False,
+    jobs: int | None = None,
 ) -> None:
     """Measure on atlas, print tables, and write JSON and a picture where files are named."""
     console = Console(log_path=False)
-    result = run(QUICK if quick else FULL, only, methods, threads, device, console)
+    at_once = jobs or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1)
+    scale = QUICK if quick else FULL
+    result = run(scale, only, methods, threads, device, console, at_once)
     figures, detail = result["figures"], result["detail"]
     if not console.is_terminal:
         console.width = max(WIDTH, console.width)
