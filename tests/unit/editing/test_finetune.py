@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -25,6 +27,9 @@ from editing.finetune.trainer import Schedule, State, Trainer
 from editing.models import ModelView
 from editing.models.loading import weights_digest
 from registry.errors import InvalidRequest
+from serving.blocks import blocks_for
+from serving.plan import Segment, StepPlan
+from serving.runner import Runner
 from tests.unit.editing.conftest import LAYERS, small_view
 
 EXAMPLES = [
@@ -105,8 +110,18 @@ def test_an_adapter_begins_as_nothing_and_learns(atlas: ModelView, name: str) ->
     with torch.no_grad():
         with view.with_effects(delta.effects):
             saved = view.hidden(ids)
+            logits = view.logits(saved)[0]
         with view.with_effects(adapter.effects()):
             assert_close(saved, view.hidden(ids), rtol=1e-4, atol=1e-5)
+    assert_close(served(view, rows[0].ids, delta), logits, rtol=1e-4, atol=1e-4)
+
+
+def served(view: ModelView, ids: Sequence[int], delta: Delta) -> Tensor:
+    """The engine's logits [ids, vocabulary]."""
+    runner = Runner(view.model, kv_bytes=2**22, min_rows=4)
+    blocks = tuple(range(blocks_for(len(ids))))
+    plan = StepPlan((Segment("text", 0, "version", tuple(ids), 0, blocks, len(ids)),))
+    return runner.logits(plan, {"version": delta.effects})
 
 
 @pytest.mark.parametrize("name", NAMES)
