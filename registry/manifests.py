@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 
@@ -38,7 +39,7 @@ class VersionManifest:
     parents: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def id(self) -> str:
         """``ver_`` and the first 160 bits of the manifest's digest."""
         return "ver_" + sha256(canonical_json(self.to_json()))[:40]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from graphlib import TopologicalSorter
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Row, insert, select, update
@@ -174,11 +175,29 @@ def list_versions(
 
 
 def lineage(connection: Connection, tenant: str, version_id: str) -> tuple[Version, ...]:
-    """The version and its first parents down to the base, newest first."""
-    chain = [get_version(connection, tenant, version_id)]
-    while parents := chain[-1].manifest.parents:
-        chain.append(get_version(connection, tenant, parents[0]))
-    return tuple(chain)
+    """The version and all its ancestors, each once, every one before its parents.
+
+    Raises:
+        NotFound: the tenant has no such version.
+    """
+    found: dict[str, Version] = {}
+    wanted = [version_id]
+    while wanted:
+        versions = [get_version(connection, tenant, wanted_id) for wanted_id in wanted]
+        found |= {version.id: version for version in versions}
+        parents = dict.fromkeys(parent for v in versions for parent in v.manifest.parents)
+        wanted = [parent for parent in parents if parent not in found]
+    return in_order(found.values())
+
+
+def in_order(versions: Iterable[Version]) -> tuple[Version, ...]:
+    """Versions in one order, every one before its parents."""
+    by_id = {version.id: version for version in versions}
+    graph = {
+        version.id: [parent for parent in version.manifest.parents if parent in by_id]
+        for version in by_id.values()
+    }
+    return tuple(by_id[i] for i in reversed([*TopologicalSorter(graph).static_order()]))
 
 
 def delete_version(connection: Connection, tenant: str, version_id: str) -> Version:

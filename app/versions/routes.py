@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi import status as http
@@ -13,7 +13,8 @@ from app.jobs.schemas import JobBody
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
 from app.submission import IdempotencyKey, submit_once
-from app.versions.schemas import VersionBody, version_body
+from app.versions.graph import DOT, as_dot, edges
+from app.versions.schemas import Lineage, VersionBody, version_body
 from registry import versions
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
@@ -45,12 +46,27 @@ def get_version(version_id: Name, services: ServicesDep, caller: CallerDep) -> V
         return version_body(connection, versions.get_version(connection, caller.tenant, version_id))
 
 
-@router.get("/{version_id}/lineage")
-def get_lineage(version_id: Name, services: ServicesDep, caller: CallerDep) -> ListOf[VersionBody]:
-    """The version, its parent, and so on down to the base."""
+@router.get(
+    "/{version_id}/lineage",
+    response_model=Lineage,
+    responses={200: {"content": {DOT: {"schema": {"type": "string"}}}}},
+)
+def get_lineage(
+    version_id: Name,
+    services: ServicesDep,
+    caller: CallerDep,
+    format: Annotated[
+        Literal["json", "dot"], Query(description="`dot` for Graphviz: an arrow to each parent.")
+    ] = "json",
+) -> Any:
+    """The version and all its ancestors, each before its parents, down to the base."""
     with services.database.read() as connection:
         chain = versions.lineage(connection, caller.tenant, version_id)
-        return ListOf(data=[version_body(connection, version) for version in chain])
+        if format == "dot":
+            return Response(as_dot(chain), media_type=DOT)
+        return Lineage(
+            data=[version_body(connection, version) for version in chain], edges=edges(chain)
+        )
 
 
 @router.post("/{version_id}/editability", status_code=http.HTTP_202_ACCEPTED)

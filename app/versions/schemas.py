@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
+from app.schemas import ListOf
 from registry import versions
 from registry.versions import Version
 
@@ -26,6 +27,17 @@ class VersionBody(BaseModel):
     reports: list[dict[str, Any]]
     status: Literal["ready", "rejected", "deleted"]
     created_at: int
+
+
+class Edge(BaseModel):
+    version: str
+    parent: str
+
+
+class Lineage(ListOf[VersionBody]):
+    """The graph of a version's ancestors: every version before its parents."""
+
+    edges: list[Edge] = Field(description="One for each parent of each version.")
 
 
 def version_body(connection: Connection, version: Version) -> VersionBody:
