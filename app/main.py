@@ -19,6 +19,7 @@ from app.evaluations.routes import router as evaluations
 from app.files.routes import router as files
 from app.fine_tuning.routes import router as fine_tuning
 from app.follower import Follower
+from app.history.routes import router as history
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
 from app.services import DEFAULT_TENANT, Services
@@ -37,6 +38,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     fine_tuning,
     jobs,
     versions,
+    history,
     endpoints,
     admin,
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from sqlalchemy import Connection
@@ -34,6 +35,10 @@ class Services:
     engine: EngineClient
     dispatcher: Dispatcher
     notices: Notices
+
+    def edits(self, digest: str | None) -> list[dict[str, Any]]:
+        """The edits that a recipe names, as ``EditRequest.to_json`` wrote them; none without."""
+        return [] if digest is None else list(json.loads(self.artifacts.get(digest)))
 
     @contextmanager
     def moving(self) -> Iterator[Connection]:

@@ -107,6 +107,14 @@ def head_of(connection: Connection, caller: Caller, name: str, param: str) -> Ve
         raise UnprocessableRequest(error.message, param=param, code=error.code) from None
 
 
+def check_unreserved(name: str, param: str) -> None:
+    """Refuse a new endpoint's name that is taken for others. Raises UnprocessableRequest."""
+    if name.startswith(("ver_", "base_")):
+        raise UnprocessableRequest(
+            f"{name!r}: names that begin with ver_ or base_ are reserved", param=param
+        )
+
+
 def named_version(
     connection: Connection, services: Services, caller: Caller, model: str, *, ready: bool = False
 ) -> Version:

@@ -79,6 +79,10 @@ class ArtifactStore:
         self._check(digest)
         return self._chunks(digest)
 
+    def opened(self, digest: str) -> BufferedReader:
+        """An artifact as a file, unchecked: for what is read in part. Raises NotFound."""
+        return self._open(digest)
+
     def rows(self, digest: str) -> StoredRows:
         """The rows that ``put_rows`` stored. Raises as ``get``."""
         self._check(digest)

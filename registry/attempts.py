@@ -66,6 +66,7 @@ class Result:
         withheld: why the endpoint is not to be moved though the version is good.
         report: what was measured of the parent, where no version was made.
         file: what is left to be downloaded.
+        steps: versions that the work made on the way to this one, oldest first.
     """
 
     manifest: VersionManifest | None = None
@@ -75,6 +76,7 @@ class Result:
     withheld: str | None = None
     report: Mapping[str, Any] | None = None
     file: ResultFile | None = None
+    steps: Sequence[VersionManifest] = ()
 
     @property
     def rejected_by(self) -> GuardResult | None:
@@ -221,13 +223,12 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
         )
     if result.file is not None:
         _keep_file(connection, job, result.file)
-    version = _insert_version(
-        connection,
-        job.tenant,
-        result.manifest,
-        status=READY if rejected is None else REJECTED,
-        job_id=job.id,
-    )
+    status = READY if rejected is None else REJECTED
+    for step in result.steps:
+        made = _insert_version(connection, job.tenant, step, status=status)
+        told = {"kind": "step", "of": result.manifest.id}
+        add_report(connection, job.tenant, made.id, job.id, told)
+    version = _insert_version(connection, job.tenant, result.manifest, status=status, job_id=job.id)
     guards = [asdict(guard) for guard in result.guards]
     report = {"kind": job.kind, "metrics": result.metrics, "guards": guards}
     if result.holds is not None:
@@ -360,7 +361,7 @@ def _parent(connection: Connection, job: Job) -> tuple[Version | None, int | Non
         endpoint = get_endpoint(connection, job.tenant, job.endpoint)
         return get_ready_version(connection, job.tenant, endpoint.head), endpoint.generation
     if job.parent is not None:
-        find = get_kept_version if job.kind == "evaluate" else get_ready_version
+        find = get_kept_version if job.kind in ("evaluate", "diff") else get_ready_version
         return find(connection, job.tenant, job.parent), None
     return None, None
 

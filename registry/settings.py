@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 2**20, ge=1024, description="Largest request body.")
     max_file_bytes: int = Field(64 * 2**20, ge=1024, description="Largest file to upload.")
     max_edits: int = Field(10_000, ge=1, description="Most edits in one request.")
+    max_stack: int = Field(
+        256, ge=2, description="Most deltas in a version's stack; a flatten makes one of them."
+    )
     max_running: int = Field(64, ge=1, description="Most sequences that one step decodes.")
     max_waiting: int = Field(512, ge=1, description="Most requests that wait before 429.")
     request_seconds: float = Field(

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 
 from editing.deltas import Delta, Effect, compose
 from editing.methods import METHODS
+from editing.metrics import greedy_matches
 from editing.models.view import ModelView
 from editing.statistics import Resources
 from registry.edits import edited
 from registry.errors import JobFailed
+from registry.history import check_depth
 from registry.manifests import EditRequest
-from registry.versions import Version, lineage
+from registry.versions import Version
 from workers.kinds.prepare import load_resources
 from workers.recipes import EditRecipe, check_edit
 from workers.work import Work
@@ -72,17 +75,39 @@ def parent_of(work: Work) -> tuple[Version, ModelView, list[Delta]]:
     Raises:
         JobFailed: there is no parent, or it stands on another base than this worker has.
     """
-    job, parent = work.claim.job, work.claim.parent
+    parent = work.claim.parent
     if parent is None:
-        raise JobFailed(f"job {job.id} names neither endpoint nor parent")
-    view = work.models.view(job.base)
-    if view.base.ref != parent.manifest.base:
+        raise JobFailed(f"job {work.claim.job.id} names neither endpoint nor parent")
+    return parent, *standing(work, parent)
+
+
+def standing(work: Work, version: Version) -> tuple[ModelView, list[Delta]]:
+    """The view of a version's base, and the version's deltas.
+
+    Raises:
+        JobFailed: it stands on another base than this worker has under the name.
+    """
+    base = version.manifest.base
+    view = work.models.view(base.name)
+    if view.base.ref != base:
         raise JobFailed(
-            f"version {parent.id} stands on base {parent.manifest.base.digest[:12]}…, this worker"
-            f" has {view.base.digest[:12]}… under the name {job.base!r}",
+            f"version {version.id} stands on base {base.digest[:12]}…, this worker has"
+            f" {view.base.digest[:12]}… under the name {base.name!r}",
             code="base_not_loaded",
         )
-    return parent, view, [Delta.from_bytes(work.artifacts.get(d)) for d in parent.manifest.stack]
+    return view, deltas_of(work, version.manifest.stack)
+
+
+def deltas_of(work: Work, stack: Sequence[str]) -> list[Delta]:
+    return [Delta.from_bytes(work.artifacts.get(digest)) for digest in stack]
+
+
+@contextmanager
+def as_version(work: Work, version: Version) -> Iterator[ModelView]:
+    """Within it the view, which is given, computes as a version does. Raises as ``standing``."""
+    view, stack = standing(work, version)
+    with view.with_effects(compose(delta.effects for delta in stack)):
+        yield view
 
 
 def ground_of(work: Work) -> Ground:
@@ -93,11 +118,10 @@ def ground_of(work: Work) -> Ground:
         UnprocessableRequest: what ``check_edit`` refuses.
     """
     parent, view, stack = parent_of(work)
+    check_depth(parent, work.settings.max_stack)
     job = work.claim.job
     recipe = check_edit(view.base, job.request["method"], job.request["hyperparameters"])
-    with work.database.read() as connection:
-        chain = lineage(connection, job.tenant, parent.id)
-    ground = Ground(view, recipe, load_resources(work, recipe.resources), chain, stack)
+    ground = Ground(view, recipe, load_resources(work, recipe.resources), work.chain, stack)
     makers = _retrained(ground)
     if not makers:
         return ground
@@ -111,6 +135,8 @@ def _retrained(ground: Ground) -> list[Version]:
     """
     stack, recipe = ground.chain[0].manifest.stack, ground.recipe
     if not METHODS[recipe.method].retrains or not stack:
+        return []
+    if ground.stack[-1].method != recipe.method:  # flattened or merged with the work of others
         return []
     depth = ground.view.base.depth
     layers = recipe.hyperparameters.edited_layers(depth)
@@ -133,6 +159,32 @@ def _union(work: Work, makers: Sequence[Version]) -> list[EditRequest]:
             latest.pop(edit.rewrite_prompt, None)
             latest[edit.rewrite_prompt] = edit
     return list(latest.values())
+
+
+def asked_of(edits: Iterable[EditRequest]) -> list[tuple[str, str]]:
+    """What edits answer: each one's prompt and target, as ``greedy_matches`` takes them."""
+    return [(edit.rewrite_prompt, edit.target_new) for edit in edits]
+
+
+def holds_of(
+    work: Work,
+    view: ModelView,
+    chain: Sequence[Version],
+    known: Mapping[str, Sequence[bool]] = MappingProxyType({}),
+) -> dict[str, list[bool]]:
+    """Whether each live edit of a lineage's head holds: whether the greedy answer to its prompt
+    begins with its target. By version, a value for each of its edits.
+
+    Args:
+        view: computing as the head does.
+        known: of versions that were asked already.
+    """
+    live = [version for version, _ in edited(chain) if version.id not in known]
+    edits = {version.id: read_edits(work, version.manifest.recipe["edits"]) for version in live}
+    asked = [pair for made in edits.values() for pair in asked_of(made)]
+    matches = iter(greedy_matches(view, asked))
+    found = {key: [next(matches) for _ in made] for key, made in edits.items()}
+    return {key: list(value) for key, value in known.items()} | found
 
 
 def read_edits(work: Work, digest: str | None) -> list[EditRequest]:

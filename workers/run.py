@@ -24,11 +24,15 @@ logger = logging.getLogger("errata.run")
 
 #: The module that performs each kind of job.
 KINDS = {
+    "diff": "workers.kinds.diff",
     "edit": "workers.kinds.edit",
     "evaluate": "workers.kinds.evaluate",
     "fine_tune": "workers.kinds.fine_tune",
+    "flatten": "workers.kinds.flatten",
     "prepare": "workers.kinds.prepare",
     "preview": "workers.kinds.preview",
+    "replay": "workers.kinds.replay",
+    "revert": "workers.kinds.revert",
 }
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy.exc import OperationalError
 
@@ -22,6 +24,7 @@ from registry.database import Database
 from registry.errors import JobFailed, LeaseLost
 from registry.manifests import Progress
 from registry.settings import Settings
+from registry.versions import Version, lineage
 
 logger = logging.getLogger("errata.work")
 PROGRESS_SECONDS = 0.25
@@ -62,6 +65,34 @@ class Work:
         self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._written_at = 0.0
         self._waiting: list[Progress] = []
+        self._chain: Sequence[Version] | None = None
+        self._part: tuple[int, int] | None = None
+
+    @property
+    def chain(self) -> Sequence[Version]:
+        """The lineage of the parent, which comes first. Raises JobFailed where there is none."""
+        if self._chain is None:
+            job, parent = self.claim.job, self.claim.parent
+            if parent is None:
+                raise JobFailed(f"job {job.id} names neither endpoint nor parent")
+            with self.database.read() as connection:
+                self._chain = lineage(connection, job.tenant, parent.id)
+        return self._chain
+
+    def part(
+        self, chain: Sequence[Version], request: Mapping[str, Any], place: int, count: int
+    ) -> Self:
+        """The same attempt as if its job had asked for ``request`` on top of the first version of
+        ``chain``: the place-th of ``count`` parts of the work.
+
+        Args:
+            chain: a lineage; what the attempt itself has made need not be in the registry.
+        """
+        work = copy.copy(self)
+        job = replace(self.claim.job, request=request)
+        work.claim = replace(self.claim, job=job, parent=chain[0])
+        work._chain, work._part, work._waiting = chain, (place, count), []
+        return work
 
     def __enter__(self) -> Self:
         self._heartbeat.start()
@@ -95,6 +126,8 @@ class Work:
         """
         if self._lost.is_set():
             raise LeaseLost(f"job {self.claim.job.id}: attempt {self.claim.attempt} lost its lease")
+        if self._part is not None:
+            progress = _within(progress, *self._part)
         stopped = self._cancelled.is_set() or self._paused.is_set()
         self._waiting = [*(earlier for earlier in self._waiting if earlier.metrics), progress]
         if stopped or time.monotonic() - self._written_at >= PROGRESS_SECONDS:
@@ -130,6 +163,13 @@ class Work:
                 return
             except OperationalError as error:
                 logger.warning("%s: the lease was not renewed: %s", self.claim.job.id, error)
+
+
+def _within(progress: Progress, place: int, count: int) -> Progress:
+    """The progress of a part as that of the whole."""
+    size = max(progress.total, 1)
+    message = f"{place + 1} of {count}: {progress.message}"
+    return replace(progress, done=place * size + progress.done, total=count * size, message=message)
 
 
 class LoadedBases:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from registry import jobs, versions
 from registry.bases import base_of
 from registry.edits import edited
 from registry.errors import UnprocessableRequest
+from registry.history import check_depth
 from registry.jobs import Job
 from registry.manifests import EditRequest, Example, canonical_json
 from registry.versions import Version
@@ -59,6 +59,7 @@ def check_request(
         parent = _parent(connection, caller, body)
         chain = versions.lineage(connection, caller.tenant, parent.id)
         rows = named.rows(connection, caller)
+    check_depth(parent, services.settings.max_stack, "endpoint" if body.endpoint else "parent")
     base = base_of(services.bases, parent.id, parent.manifest.base)
     recipe = check_edit(base, entry.name, body.hyperparameters)
     edits = read_edit_rows(services, body.edits, rows.get("file"))
@@ -122,9 +123,7 @@ def _warnings(
         f" ({edit['prompt']!r} -> {edit.get('target_new') or edit.get('redirect_to')!r},"
         f" edit {version.id}.{place})"
         for version, _ in edited(chain)
-        for place, edit in enumerate(
-            json.loads(services.artifacts.get(version.manifest.recipe["edits"]))
-        )
+        for place, edit in enumerate(services.edits(version.manifest.recipe["edits"]))
         for i in wanted.get(edit.get("subject", "").strip(), ())
     ]
     more = len(found) - LISTED_WARNINGS

@@ -26,6 +26,7 @@ from app.endpoints.schemas import (
 )
 from app.schemas import Limit, ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
+from app.submission import check_unreserved
 from registry import endpoints, moves, versions
 from registry.edits import edited
 from registry.endpoints import Endpoint
@@ -34,7 +35,6 @@ from registry.errors import (
     InvalidRequest,
     NotFound,
     PreconditionRequired,
-    UnprocessableRequest,
 )
 from registry.moves import Target
 
@@ -87,10 +87,7 @@ def put_endpoint(
             raise InvalidRequest(
                 "If-None-Match must be * and stand without If-Match", param="If-None-Match"
             )
-        if name.startswith(("ver_", "base_")):
-            raise UnprocessableRequest(
-                f"{name!r}: names that begin with ver_ or base_ are reserved", param="name"
-            )
+        check_unreserved(name, "name")
         with services.moving() as connection:
             _force(connection, caller, body)
             endpoint = endpoints.create_endpoint(
@@ -223,9 +220,7 @@ def get_edits(
     edits = (
         live_edit(version, delta, place, edit, reports[version.id], holds.get(version.id))
         for version, delta in edited(chain)
-        for place, edit in enumerate(
-            json.loads(services.artifacts.get(version.manifest.recipe["edits"]))
-        )
+        for place, edit in enumerate(services.edits(version.manifest.recipe["edits"]))
         if subject is None or edit.get("subject", "") == subject
     )
     if after is not None and all(edit.id != after for edit in edits):

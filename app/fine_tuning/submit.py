@@ -20,6 +20,7 @@ from app.submission import (
 from registry import jobs
 from registry.bases import base_of
 from registry.errors import UnprocessableRequest
+from registry.history import check_depth
 from registry.jobs import Job
 from workers.preprocessing import check_forms, rows_made
 from workers.recipes import TEXTS, check_options, check_rows, check_tuning, find_tuning
@@ -48,6 +49,7 @@ def check_request(
     with services.database.read() as connection:
         parent = named_version(connection, services, caller, body.model, ready=True)
         rows = named.rows(connection, caller)
+    check_depth(parent, services.settings.max_stack, "model")
     base = base_of(services.bases, parent.id, parent.manifest.base)
     examples = read_rows(services, rows["training_file"])
     settled = check_tuning(entry, hyperparameters, rows_made(body.preprocessing, len(examples)))

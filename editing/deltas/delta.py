@@ -118,17 +118,26 @@ def joined(deltas: Sequence[Delta]) -> Delta:
     Raises:
         ValueError: they are of different bases or methods, or there are none.
     """
-    if len({(delta.base_digest, delta.method) for delta in deltas}) != 1:
-        raise ValueError("deltas are joined that were made by one method on one base")
-    if len(deltas) == 1:
-        return deltas[0]
+    if len({delta.method for delta in deltas}) != 1:
+        raise ValueError("deltas are joined that were made by one method")
+    return deltas[0] if len(deltas) == 1 else flattened(deltas, deltas[0].method)
+
+
+def flattened(deltas: Sequence[Delta], method: str = "flatten") -> Delta:
+    """One delta that does what a stack does, of whatever methods; state as ``joined`` keeps it.
+
+    Raises:
+        ValueError: they are of different bases, or there are none.
+    """
+    if len({delta.base_digest for delta in deltas}) != 1:
+        raise ValueError("deltas are put together that were made on one base")
     names = dict.fromkeys(name for delta in deltas for name in delta.state)
     state = {
         name: torch.cat([d.state[name] for d in deltas if name in d.state], dim=-1)
         for name in names
     }
     effects = compose(delta.effects for delta in deltas)
-    return Delta(effects, deltas[0].base_digest, deltas[0].method, state)
+    return Delta(effects, deltas[0].base_digest, method, state)
 
 
 def _stored(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from editing.metrics.targets import batches
@@ -21,10 +22,15 @@ def me_ppl(view: ModelView, texts: Sequence[str]) -> float | None:
     return math.fsum(perplexities) / len(perplexities) if perplexities else None
 
 
-@torch.no_grad()
 def text_nlls(view: ModelView, texts: Sequence[str]) -> list[float]:
     """The mean NLL, in nats, of each text's tokens after the first; texts of one token are left
     out. The order is not that of the texts."""
+    return [nlls.mean().item() for nlls in token_nlls(view, texts)]
+
+
+@torch.no_grad()
+def token_nlls(view: ModelView, texts: Sequence[str]) -> list[Tensor]:
+    """The NLL, in nats, of each of a text's tokens after the first; as ``text_nlls`` otherwise."""
     rows = [view.encode(text)[: view.base.context_length] for text in texts]
     rows = [row for row in rows if len(row) > 1]
     found = []
@@ -33,6 +39,6 @@ def text_nlls(view: ModelView, texts: Sequence[str]) -> list[float]:
         hidden = view.hidden(ids)
         for place, i in enumerate(batch):
             n = len(rows[i])
-            nll = F.cross_entropy(view.logits(hidden[place, : n - 1]), ids[place, 1:n])
-            found.append(nll.item())
+            logits = view.logits(hidden[place, : n - 1])
+            found.append(F.cross_entropy(logits, ids[place, 1:n], reduction="none"))
     return found

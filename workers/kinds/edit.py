@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -18,11 +18,10 @@ from editing.detection import find_detectors
 from editing.guards import Material, Reading, failure, judge, read
 from editing.methods import METHODS
 from editing.methods.interface import Task, part_of
-from editing.metrics import greedy_matches, measure
+from editing.metrics import measure
 from editing.metrics.norm import update_ratio
 from editing.metrics.targets import fill_targets
 from registry.attempts import Result
-from registry.edits import edited
 from registry.errors import JobFailed
 from registry.manifests import (
     EditRequest,
@@ -34,7 +33,7 @@ from registry.manifests import (
 )
 from registry.versions import READY, Version
 from workers.evidence import limits_of, material_of
-from workers.ground import Ground, ground_of, read_edits
+from workers.ground import Ground, ground_of, holds_of, read_edits
 from workers.work import Work
 
 
@@ -78,13 +77,7 @@ def perform(work: Work) -> Result:
         before = read(ground.view, material)
     done = _apply(work, ground, _tasks(work, ground, edits), material, before)
     edits, delta = edits[: done.count], joined(done.deltas)
-    _check_finite(delta)
-    manifest = VersionManifest(
-        base=ground.view.base.ref,
-        stack=(*ground.digests, work.artifacts.put(delta.to_bytes())),
-        parents=(ground.chain[0].id,),
-        recipe=_recipe(work, edits, ground.replaced),
-    )
+    manifest = _manifest(work, ground, edits, delta)
     work.report(Progress(done.count, done.count, "measuring"))
     with ground.as_it_was():
         was = measure(ground.view, edits)
@@ -108,6 +101,15 @@ def perform(work: Work) -> Result:
     return Result(manifest, metrics, done.guards, holds, withheld="guard_stopped")
 
 
+def rerun(work: Work) -> VersionManifest:
+    """As ``perform``, unmeasured: what a recipe makes on another parent."""
+    ground = ground_of(work)
+    with ground.as_it_was():
+        edits = fill_targets(ground.view, read_edits(work, work.claim.job.request["edits"]))
+    *_, done = _batches(work, ground, _tasks(work, ground, edits))
+    return _manifest(work, ground, edits, joined(done.deltas))
+
+
 def _apply(
     work: Work,
     ground: Ground,
@@ -123,20 +125,26 @@ def _apply(
     """
     every = work.claim.job.request.get("check_every")
     done = good = Applied()
-    for place, (task, size) in enumerate(tasks):
-        task = replace(task, stack=(*task.stack, *done.deltas))
-        delta = _run(work, ground, task, done, place, len(tasks))
-        done = done.plus(delta, size)
-        is_last = place == len(tasks) - 1
-        if not is_last and (every is None or done.count - good.count < every):
+    for place, made in enumerate(_batches(work, ground, tasks), start=1):
+        done = made
+        if place < len(tasks) and (every is None or done.count - good.count < every):
             continue
-        work.report(Progress(place + 1, len(tasks), f"guards after {done.count} edits"))
+        work.report(Progress(place, len(tasks), f"guards after {done.count} edits"))
         done = _checked(work, ground, done, material.upto(done.count), before)
         failed = failure(done.guards)
         if failed is not None:
             return replace(good, stopped_by=failed, stopped_at=done.count) if good.deltas else done
         good = done
     return done
+
+
+def _batches(work: Work, ground: Ground, tasks: Sequence[tuple[Task, int]]) -> Iterator[Applied]:
+    """What is made after each task, on top of those before."""
+    done = Applied()
+    for place, (task, size) in enumerate(tasks):
+        task = replace(task, stack=(*task.stack, *done.deltas))
+        done = done.plus(_run(work, ground, task, done, place, len(tasks)), size)
+        yield done
 
 
 def _run(work: Work, ground: Ground, task: Task, done: Applied, place: int, count: int) -> Delta:
@@ -180,12 +188,7 @@ def _holds(work: Work, ground: Ground, manifest: VersionManifest, own: Sequence[
     """
     job = work.claim.job
     version = Version(job.tenant, manifest, READY, job.id, time.time())
-    found = {version.id: list(own)}
-    earlier = [v for v, _ in edited([version, *ground.chain]) if v.id != version.id]
-    edits = {v.id: read_edits(work, v.manifest.recipe["edits"]) for v in earlier}
-    asked = [(e.rewrite_prompt, e.target_new) for made in edits.values() for e in made]
-    matches = iter(greedy_matches(ground.view, asked))
-    found |= {key: [next(matches) for _ in made] for key, made in edits.items()}
+    found = holds_of(work, ground.view, [version, *ground.chain], {version.id: own})
     return work.artifacts.put(canonical_json(found))
 
 
@@ -223,6 +226,19 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
+def _manifest(
+    work: Work, ground: Ground, edits: Sequence[EditRequest], delta: Delta
+) -> VersionManifest:
+    """The version with a delta on top. Raises JobFailed for numbers that are none."""
+    _check_finite(delta)
+    return VersionManifest(
+        base=ground.view.base.ref,
+        stack=(*ground.digests, work.artifacts.put(delta.to_bytes())),
+        parents=(ground.chain[0].id,),
+        recipe=_recipe(work, edits, ground.replaced),
+    )
+
+
 def _recipe(work: Work, edits: Sequence[EditRequest], replaced: str | None) -> dict[str, Any]:
     """How the version came to be; the edits themselves are an artifact, named by digest."""
     job = work.claim.job
@@ -235,6 +251,7 @@ def _recipe(work: Work, edits: Sequence[EditRequest], replaced: str | None) -> d
         "edit_count": len(edits),
         "examples": job.request.get("examples"),
         "texts": job.request.get("texts"),
+        "batch_size": job.request.get("batch_size"),
         "author": job.actor,
         "message": job.request.get("message"),
     }

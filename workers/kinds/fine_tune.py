@@ -17,6 +17,7 @@ from editing.finetune.trainer import Schedule, State, Trainer
 from editing.guards import Reading, failure, judge, read
 from editing.metrics.norm import update_ratio
 from editing.models.view import ModelView
+from editing.statistics import Resources
 from registry.attempts import Result, fence
 from registry.checkpoints import list_checkpoints, record_checkpoint
 from registry.curves import PURPOSE, ResultFile, as_csv, curves
@@ -55,24 +56,15 @@ def perform(work: Work) -> Result:
     parent, view, stack = parent_of(work)
     resources = load_resources(work, frozenset({TEXTS}))
     material = material_of(work, view.base, [], resources.references, request["guards"])
-    entry = TUNINGS[request["method"]]
-    chosen = entry.hyperparameters(**request["hyperparameters"])
     with view.with_effects(compose(delta.effects for delta in stack)):
-        harmful = examples_of(work, view, "harmful")
-        aim = objective(view, chosen, request["options"], harmful, resources.texts)
-        rows, held_out = (
-            aim.rows(view, examples_of(work, view, name)) for name in ("rows", "validation")
-        )
-        adapter = entry.build(view, chosen, request["seed"])
-        planned = _planned(work, view, adapter, rows, chosen)
-        schedule = Schedule.of(chosen, planned, request["seed"])
+        trainer = _trainer(work, view, resources, _planned, _state(work))
+        held_out = trainer.objective.rows(view, examples_of(work, view, "validation"))
         work.report(Progress(0, 0, "measuring before"))
         before = read(view, material)
-        trainer = Trainer(view, adapter, rows, schedule, _state(work), aim)
 
         def judged() -> Judged:
             work.report(Progress(trainer.step, trainer.total, "measuring"))
-            delta = trainer.delta(entry.name)
+            delta = trainer.delta(request["method"])
             with view.with_effects(delta.effects):
                 after = read(view, material)
             limits = limits_of(work.settings, request["guards"])
@@ -87,6 +79,42 @@ def perform(work: Work) -> Result:
         last = judged()
     work.models.check_untouched(work.claim.job.base)
     return Result(last.manifest, last.metrics, last.guards, file=_step_metrics(work))
+
+
+def rerun(work: Work) -> VersionManifest:
+    """As ``perform`` up to the recipe's step, unmeasured and in one go: what a recipe makes on
+    another parent."""
+    parent, view, stack = parent_of(work)
+    request = work.claim.job.request
+    with view.with_effects(compose(delta.effects for delta in stack)):
+        trainer = _trainer(work, view, load_resources(work, frozenset({TEXTS})), _plan)
+        for progress in trainer.run(request["step"]):
+            work.report(progress)
+        return _manifest(work, parent, trainer, trainer.delta(request["method"]))
+
+
+def _trainer(
+    work: Work,
+    view: ModelView,
+    resources: Resources,
+    planned: Callable[..., Plan],
+    state: State | None = None,
+) -> Trainer:
+    """The run that the request asks for, of the version that the view computes as.
+
+    Args:
+        planned: how its plan is come by, of the arguments of ``_plan``.
+        state: where an earlier attempt has come to.
+    """
+    request = work.claim.job.request
+    entry = TUNINGS[request["method"]]
+    chosen = entry.hyperparameters(**request["hyperparameters"])
+    harmful = examples_of(work, view, "harmful")
+    aim = objective(view, chosen, request["options"], harmful, resources.texts)
+    rows = aim.rows(view, examples_of(work, view, "rows"))
+    adapter = entry.build(view, chosen, request["seed"])
+    schedule = Schedule.of(chosen, planned(work, view, adapter, rows, chosen), request["seed"])
+    return Trainer(view, adapter, rows, schedule, state, aim)
 
 
 def _step_metrics(work: Work) -> ResultFile:
@@ -133,15 +161,7 @@ def _planned(
         for event in all_events(connection, work.claim.job.id):
             if "plan" in event.data:
                 return Plan(**event.data["plan"])
-    budget = work.settings.training_memory
-    found = plan(
-        view,
-        adapter,
-        rows,
-        int(chosen.batch_size),
-        None if chosen.max_tokens == "auto" else chosen.max_tokens,
-        round(SHARE * free_memory(view.device)) if budget is None else budget,
-    )
+    found = _plan(work, view, adapter, rows, chosen)
     told = f"flat rows of up to {found.tokens} tokens"
     told += ", with gradient checkpointing" if found.checkpointing else ""
     with work.database.write() as connection:
@@ -150,6 +170,25 @@ def _planned(
             connection, work.claim.job.id, "message", {"message": told, "plan": asdict(found)}
         )
     return found
+
+
+def _plan(
+    work: Work,
+    view: ModelView,
+    adapter: Adapter,
+    rows: list[Any],
+    chosen: TuningHyperparameters,
+) -> Plan:
+    """What fits the memory at hand."""
+    budget = work.settings.training_memory
+    return plan(
+        view,
+        adapter,
+        rows,
+        int(chosen.batch_size),
+        None if chosen.max_tokens == "auto" else chosen.max_tokens,
+        round(SHARE * free_memory(view.device)) if budget is None else budget,
+    )
 
 
 def _marks(trainer: Trainer) -> set[int]:

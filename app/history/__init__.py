@@ -1,0 +1,1 @@
+"""The algebra of versions: diff, flatten, revert from the middle, replay onto another base."""
