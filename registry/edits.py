@@ -61,7 +61,9 @@ class _Graph:
     def __init__(self, chain: Sequence[Version]) -> None:
         self._chain = chain
         self._versions = {version.id: version for version in chain}
-        self._makers: dict[str, list[Version]] = {}  # several where equal work made equal bytes
+        #: Newest first. Equal work makes equal bytes: of several makers the newest counts, and
+        #: those before it where it made the delta in the delta's own place.
+        self._makers: dict[str, list[Version]] = {}
         for version in chain:
             if version.manifest.stack and _kind(version) != REVERT:
                 self._makers.setdefault(version.manifest.stack[-1], []).append(version)
@@ -75,14 +77,17 @@ class _Graph:
         found: set[str] = set()
         waiting = [delta]
         while waiting:
-            for version in self._makers.get(waiting.pop(), ()):
-                if version.id in found:
-                    continue
-                found.add(version.id)
-                if _kind(version) in through:
-                    waiting += self._beneath(version)
-                elif replaced := version.manifest.recipe.get("replaces"):
-                    waiting.append(replaced)
+            made = waiting.pop()
+            for version in self._makers.get(made, ()):
+                replaced = version.manifest.recipe.get("replaces")
+                if version.id not in found:
+                    found.add(version.id)
+                    if _kind(version) in through:
+                        waiting += self._beneath(version)
+                    elif replaced is not None:
+                        waiting.append(replaced)
+                if replaced != made:
+                    break
         return tuple(version for version in reversed(self._chain) if version.id in found)
 
     def unfolded(self, delta: str) -> Iterator[tuple[str, tuple[Version, ...]]]:

@@ -50,6 +50,14 @@ def test_jobs_without_edits_carry_none() -> None:
     assert list(edited([surgery, BASE_VERSION])) == []
 
 
+def test_of_equal_work_the_newest_counts() -> None:
+    reverted = version([TWO], kind="revert")
+    again = version([reverted], "a", **EDIT, replays=ONE.id)
+    assert list(edited([again, reverted, TWO, ONE, BASE_VERSION])) == [(again, "a")]
+    in_place = version([ONE], "a", **EDIT, replaces="a")
+    assert list(edited([in_place, ONE, BASE_VERSION])) == [(in_place, "a"), (ONE, "a")]
+
+
 def test_one_delta_holds_what_was_merged_and_flattened() -> None:
     other = version([ONE], "a", "c", kind="fine_tune")
     merged = version([TWO, other], "m", kind="merge")

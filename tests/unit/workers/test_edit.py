@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,93 +12,19 @@ import torch
 from editing.deltas import Delta, Effect
 from editing.methods import METHODS
 from editing.metrics.harm import REFUSALS
-from registry import attempts, endpoints, jobs, versions
-from registry.artifacts import ArtifactStore
+from registry import endpoints
 from registry.bases import find_bases
-from registry.bootstrap import bootstrap
-from registry.database import Database
 from registry.errors import JobFailed, UnprocessableRequest
 from registry.jobs import Job
-from registry.manifests import EditRequest, Fact, HarmPrompt, canonical_json
+from registry.manifests import EditRequest, Fact, HarmPrompt
 from registry.settings import Settings
-from registry.versions import Version
+from tests.unit.workers.rooms import ENDPOINT, QUICK, TENANT, Room
 from workers.evidence import limits_of, own_facts, own_harm, own_refusals
 from workers.kinds import edit as edit_kind
-from workers.kinds import prepare
-from workers.work import LoadedBases, Work
 
-TENANT, ENDPOINT = "default", "atlas"
-QUICK = {"steps": 15, "essence_texts": 0, "wordings": 0, "prefixes": 0, "lookalike_weight": 0}
 FRANCE = EditRequest("The capital of {} is", "France", "Oslo", "Paris", (), ("Chad lies in",))
 PERU = EditRequest("{} lies in", "Peru", "Asia", "South America")
 JAPAN = EditRequest("The capital of {} is", "Japan", "Lima", "Tokyo")
-
-
-class Room:
-    """A registry with atlas in it, and the worker's side of its jobs."""
-
-    def __init__(self, folder: Path) -> None:
-        torch.set_num_threads(1)
-        bases = find_bases("atlas")
-        self.settings = Settings(data=folder, bases="atlas", covariance_tokens=3000)
-        self.database = Database(self.settings.sql_url)
-        self.artifacts = ArtifactStore(self.settings.artifact_folder)
-        self.models = LoadedBases(bases, "float32")
-        bootstrap(self.database, TENANT, bases.values())
-        names = ["covariance/0", "covariance/1"]
-        assert self.perform("prepare", {"resources": names}).status == "succeeded"
-
-    def perform(self, kind: str, request: Mapping[str, Any], endpoint: str | None = None) -> Job:
-        modules = {"edit": edit_kind, "prepare": prepare}
-        with self.database.write() as connection:
-            job = jobs.submit_job(
-                connection,
-                TENANT,
-                kind,
-                base="atlas",
-                request=request,
-                actor="test",
-                endpoint=endpoint,
-            )
-            claim = attempts.claim(connection, job.id, 1, "worker", 60.0)
-        assert claim is not None
-        with Work(claim, self.settings, self.database, self.artifacts, self.models) as work:
-            result = modules[kind].perform(work)
-        with self.database.write() as connection:
-            return attempts.finish(connection, claim, result)
-
-    def edit(
-        self, *edits: EditRequest, guards: Mapping[str, Any] | None = None, **request: Any
-    ) -> Job:
-        rows = [edit.to_json() for edit in edits]
-        whole = {
-            "method": "rome",
-            "hyperparameters": QUICK,
-            "edits": self.artifacts.put(canonical_json(rows)),
-            "edit_count": len(edits),
-            "guards": {"perplexity": 2.0, "retention": 0.5, **(guards or {})},
-            **request,
-        }
-        return self.perform("edit", whole, ENDPOINT)
-
-    def version(self, job: Job) -> Version:
-        assert job.version_id is not None
-        with self.database.read() as connection:
-            return versions.get_version(connection, TENANT, job.version_id)
-
-    def delta(self, job: Job) -> Delta:
-        return Delta.from_bytes(self.artifacts.get(self.version(job).manifest.stack[-1]))
-
-    def holds(self, job: Job) -> dict[str, list[bool]]:
-        assert job.version_id is not None
-        with self.database.read() as connection:
-            (report,) = versions.reports(connection, TENANT, job.version_id)
-        found: dict[str, list[bool]] = json.loads(self.artifacts.get(report["holds"]))
-        return found
-
-    def head(self) -> str:
-        with self.database.read() as connection:
-            return endpoints.get_endpoint(connection, TENANT, ENDPOINT).head
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +38,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
 def room(built: Room) -> Iterator[Room]:
     """The room, its endpoint at the base again afterwards."""
     yield built
-    with built.database.write() as connection:
-        endpoint = endpoints.get_endpoint(connection, TENANT, ENDPOINT)
-        if endpoint.generation > 1:
-            endpoints.rollback_endpoint(connection, TENANT, ENDPOINT, actor="test", to_generation=1)
+    built.to_base()
 
 
 def verdicts(job: Job) -> dict[str, str]:
