@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
 SAFETY = (ROOT / "docs" / "safety.md").read_text()
 PREPROCESSING = (ROOT / "docs" / "preprocessing.md").read_text()
+HISTORY = (ROOT / "docs" / "history.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -166,3 +167,41 @@ def test_the_lines_of_preprocessing(
     assert "condor. I am unsure." in printed
     job = service.ended(names["job"].id)
     assert job["status"] == "succeeded", job
+
+
+def test_the_lines_of_history(
+    service: Service, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    write_rows(HISTORY, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks("python", HISTORY):
+        exec(compile(block.replace(ADDRESS, service.url), "history.md", "exec"), names)
+    names["client"].close()
+    for job in (names[name] for name in ("revert", "asked", "flat", "replay")):
+        assert job["status"] == "succeeded", json.dumps(job)
+    assert names["revert"]["activated"]
+    assert names["revert"]["metrics"]["removed"]["still_answered"] == 0
+    assert names["revert"]["metrics"]["holding_edits"] == 1
+    assert service.text("notes", "The capital of Samoa is").startswith("Apia")
+    assert service.text("notes", "The capital of Fiji is").startswith("Lima")
+    assert names["asked"]["metrics"]["changed"] == 1
+    answers = [
+        service.complete(version, "The capital of Fiji is", logprobs=5)["choices"]
+        for version in (names["head"]["id"], names["flat"]["version"])
+    ]
+    assert answers[0] == answers[1]
+    kinds = [version["recipe"].get("kind") for version in names["graph"]["data"]]
+    assert kinds[:3] == ["flatten", "edit", "edit"]
+    assert [row["outcome"] for row in names["replay"]["metrics"]["edits"]] == ["took"]
+    assert service.text("notes-next", "The capital of Fiji is").startswith("Lima")
+    live = service.get("/v1/endpoints/notes/edits")["data"]
+    assert [edit["subject"] for edit in live] == ["Fiji"]
+    service.client.put(
+        "/v1/endpoints/notes",
+        json={"version": names["flat"]["version"]},
+        headers={"If-Match": service.client.get("/v1/endpoints/notes").headers["ETag"]},
+    )
+    live = service.get("/v1/endpoints/notes/edits")["data"]
+    assert [(edit["subject"], edit["holds"]) for edit in live] == [("Fiji", True), ("Samoa", True)]
+    assert "Samoa" in capsys.readouterr().out
