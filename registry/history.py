@@ -70,17 +70,26 @@ def removal(
             param=field,
             code="replay_needed",
         )
-    above = [v for origin in found[places[0] :] for v in origin.versions]
-    later = tuple(version for version in above if version not in removed)
+    above = found[places[0] :]
+    later = tuple(v for origin in above for v in origin.versions if v not in removed)
     if replay:
+        _check_known(above[len(places) :], "replay")
         check_rerun(later, "replay")
     below = tuple(origin.delta for origin in found[: places[0]])
     return Removal(alone, tuple(removed), below, later)
 
 
-def recipes(chain: Sequence[Version]) -> tuple[Version, ...]:
-    """The versions whose recipes made what a lineage's head is, oldest first."""
-    return tuple(version for origin in origins(chain) for version in origin.versions)
+def recipes(chain: Sequence[Version], field: str) -> tuple[Version, ...]:
+    """The versions whose recipes made what a lineage's head is, oldest first.
+
+    Raises:
+        UnprocessableRequest: one cannot run again; ``field`` named the head.
+    """
+    found = origins(chain)
+    versions = tuple(version for origin in found for version in origin.versions)
+    _check_known(found, field)
+    check_rerun(versions, field)
+    return versions
 
 
 def check_depth(version: Version, limit: int, field: str = "parent") -> None:
@@ -105,6 +114,17 @@ def check_rerun(versions: Sequence[Version], field: str) -> None:
                 f"{field}: version {version.id} was made by a job of kind {kind!r}, which does not"
                 f" say how to make it anew on another parent; only {' and '.join(RERUN)} do. Take"
                 " it out first, or leave it out of the history",
+                param=field,
+                code="not_replayable",
+            )
+
+
+def _check_known(found: Sequence[Origin], field: str) -> None:
+    for origin in found:
+        if not origin.versions:
+            raise UnprocessableRequest(
+                f"{field}: no version of the lineage made delta {origin.delta}, so that nothing"
+                " says how to make it anew; take it out first",
                 param=field,
                 code="not_replayable",
             )

@@ -23,7 +23,7 @@ from registry.bases import Base, base_of
 from registry.contents import read_contents
 from registry.errors import Conflict, NotFound, UnprocessableRequest
 from registry.files import File
-from registry.history import check_rerun, recipes, removal
+from registry.history import recipes, removal
 from registry.jobs import Job
 from registry.manifests import EditRequest, VersionManifest
 from registry.moves import Target
@@ -102,14 +102,13 @@ def check_replay(services: Services, caller: Caller, name: str, body: Replay) ->
         chain = versions.lineage(connection, caller.tenant, source.id)
         _check_onto(connection, caller, base, body.onto)
         rows = named.rows(connection, caller)
-    again = recipes(chain)
+    again = recipes(chain, "name")
     if not again:
         raise UnprocessableRequest(
             f"endpoint {name!r} is at an untouched base: there is nothing to replay",
             param="name",
             code="nothing_to_replay",
         )
-    check_rerun(again, "name")
     needed = _needed(services, base, again)
     request = {
         **body.model_dump(include={"base", "onto", "activate", "message"}),

@@ -36,6 +36,8 @@ CHECKPOINTS = 3
 #: Times that the validation file is measured in a run.
 MEASURED = 10
 
+Planning = Callable[[Work, ModelView, Adapter, list[Any], TuningHyperparameters], Plan]
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -97,13 +99,13 @@ def _trainer(
     work: Work,
     view: ModelView,
     resources: Resources,
-    planned: Callable[..., Plan],
+    planned: Planning,
     state: State | None = None,
 ) -> Trainer:
     """The run that the request asks for, of the version that the view computes as.
 
     Args:
-        planned: how its plan is come by, of the arguments of ``_plan``.
+        planned: ``_plan``, or what keeps to the plan of an earlier attempt.
         state: where an earlier attempt has come to.
     """
     request = work.claim.job.request

@@ -27,7 +27,7 @@ def perform(work: Work) -> Result:
     with work.database.read() as connection:
         source = get_version(connection, job.tenant, job.request["version"])
         chain = lineage(connection, job.tenant, source.id)
-    again = recipes(chain)
+    again = recipes(chain, "name")
     edits = [e for v in again for e in read_edits(work, v.manifest.recipe.get("edits"))]
     references = load_resources(work, frozenset({TEXTS})).references
     done = replay(work, work.chain, again, elsewhere=True)

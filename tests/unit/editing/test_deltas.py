@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from editing.deltas import Delta, Effect, Gate, Sparse, compose, joined
+from editing.deltas import Delta, Effect, Gate, Sparse, compose, flattened, joined
+from editing.methods.alphaedit import earlier_keys
 
 IN, OUT = 6, 5
 
@@ -217,3 +218,33 @@ def test_effects_that_share_memory_are_stored_apart() -> None:
     for path, effect in delta.effects.items():
         for part, tensor in effect.parts().items():
             assert torch.equal(again.effects[path].parts()[part], tensor)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(effects(replacing=False), min_size=1, max_size=5), st.data())
+def test_a_flattened_stack_does_the_same_to_the_bit(
+    stack: list[Effect], data: st.DataObject
+) -> None:
+    keys = [torch.randn(IN, data.draw(st.integers(0, 3))) for _ in stack]
+    deltas = [
+        Delta({"m": effect}, "0" * 64, f"method{place}", {"keys/0": K} if K.numel() else {})
+        for place, (effect, K) in enumerate(zip(stack, keys, strict=True))
+    ]
+    one = Delta.from_bytes(flattened(deltas).to_bytes())
+    whole = compose(delta.effects for delta in deltas)["m"].parts()
+    parts = compose([one.effects]).get("m", Effect()).parts()  # what does nothing is not kept
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(part, whole[name]) for name, part in parts.items())
+    before, after = earlier_keys(deltas, 0), earlier_keys([one], 0)
+    assert (before is None) == (after is None)
+    assert before is None or after is None or torch.equal(before, after)
+
+
+def test_what_goes_on_after_a_replacing_gate_is_no_one_delta() -> None:
+    book = Gate(torch.ones(1, IN), torch.ones(1), torch.ones(1, OUT), activation="nearest")
+    deltas = [Delta({"m": Effect(gates=(book,))}, "0" * 64, "grace")]
+    deltas.append(Delta({"m": Effect(shift=torch.ones(OUT))}, "0" * 64, "rome"))
+    with pytest.raises(ValueError, match="replaces the output"):
+        flattened(deltas).to_bytes()
+    with pytest.raises(ValueError, match="one base"):
+        flattened([deltas[0], Delta(deltas[1].effects, "1" * 64, "rome")])
