@@ -13,7 +13,7 @@ from registry.history import check_rerun
 from registry.manifests import EditRequest, VersionManifest, canonical_json
 from registry.versions import READY, Version
 from workers.ground import as_version, asked_of, read_edits
-from workers.kinds import edit, fine_tune
+from workers.kinds import edit, fine_tune, flatten
 from workers.work import Work
 
 #: Of an edit that was made anew: it answers as it should, it did so before, or it does not.
@@ -42,6 +42,8 @@ def replay(
 ) -> Replayed:
     """Run the recipes of versions, in order, on top of the first version of ``chain``.
 
+    A stack that is as deep as one may be is flattened on the way.
+
     Args:
         elsewhere: on another base: edits that are true there are left out, and one recipe's
             failure does not end the work.
@@ -53,24 +55,29 @@ def replay(
     made: list[VersionManifest] = []
     edits: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
+
+    def add(manifest: VersionManifest) -> None:
+        nonlocal chain
+        made.append(manifest)
+        chain = [as_row(work, manifest), *chain]
+
     for place, version in enumerate(recipes):
-        recipe = version.manifest.recipe
-        asked = read_edits(work, recipe.get("edits"))
+        if len(chain[0].manifest.stack) >= work.settings.max_stack:
+            add(flatten.flat(work.part(chain, work.claim.job.request, place, len(recipes))))
+        asked = read_edits(work, version.manifest.recipe.get("edits"))
         true = _matches(work, chain[0], asked)
         left = [e for e, holds in zip(asked, true, strict=True) if not (elsewhere and holds)]
-        error = None
+        manifest, error = None, None
         if left or not asked:
             part = work.part(chain, _request(work, version, left), place, len(recipes))
             try:
                 manifest = _rerun(part, version)
+                add(manifest)
             except (InvalidRequest, JobFailed) as found:
                 if not elsewhere:
                     raise
                 error = found.message
-            else:
-                made.append(manifest)
-                chain = [as_row(work, manifest), *chain]
-        runs.append(_told(version, made[-1] if (left or not asked) and not error else None, error))
+        runs.append(_told(version, manifest, error))
         now = _matches(work, chain[0], asked)
         for at, (one, was, holds) in enumerate(zip(asked, true, now, strict=True)):
             outcome = FAILED if not holds else ALREADY_TRUE if was else TOOK

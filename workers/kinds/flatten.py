@@ -21,13 +21,19 @@ def perform(work: Work) -> Result:
         UnprocessableRequest: there is nothing to flatten, or a gate that replaces a module's output
             has work after it on that module.
     """
+    return Result(flat(work), {"flattened": len(work.chain[0].manifest.stack)}, holds=_held(work))
+
+
+def flat(work: Work) -> VersionManifest:
+    """The parent's stack as one delta. Raises as ``perform``."""
     parent, _, stack = parent_of(work)
     if len(stack) < 2:
-        raise UnprocessableRequest(f"version {parent.id} has {len(stack)} delta(s) already")
+        raise UnprocessableRequest(
+            f"version {parent.id} has {len(stack)} delta(s); there is nothing to flatten"
+        )
     work.report(Progress(0, 1, f"putting {len(stack)} deltas together"))
     digest = work.artifacts.put(_file(flattened(stack)))
-    manifest = VersionManifest(parent.manifest.base, (digest,), (parent.id,), _recipe(work))
-    return Result(manifest, {"flattened": len(stack)}, holds=_held(work))
+    return VersionManifest(parent.manifest.base, (digest,), (parent.id,), _recipe(work))
 
 
 def _file(delta: Delta) -> bytes:

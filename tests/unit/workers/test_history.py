@@ -125,29 +125,30 @@ def test_the_last_one_taken_out_is_the_version_before_it(room: Room, ten: list[V
 
 
 def test_later_recipes_run_again_without_it(room: Room, ten: list[Version]) -> None:
-    head = ten[3]
-    job = revert(room, head, version=ten[1].id, replay=True)
+    head = ten[-1]
+    job = revert(room, head, version=ten[2].id, replay=True)
     assert job.status == "succeeded", job.error
     version = room.version(job)
-    assert version.manifest.stack[0] == ten[0].manifest.stack[0]
-    assert len(version.manifest.stack) == 3
-    assert not set(version.manifest.stack[1:]) & set(head.manifest.stack)
-    assert held(room, version)[:4] == [True, False, True, True]
-    assert live(room, version) == ["France", "Peru", "Egypt"]
-    assert version.manifest.recipe["replays"] == ten[3].id
+    assert version.manifest.stack[:2] == ten[1].manifest.stack
+    assert len(version.manifest.stack) == 9
+    assert not set(version.manifest.stack[2:]) & set(head.manifest.stack)
+    assert held(room, version) == [place != 2 for place in range(10)]
+    assert answers(room, version, UNRELATED) == answers(room, head, UNRELATED)
+    assert live(room, version) == [e.subject for i, e in enumerate(EDITS) if i != 2]
+    assert version.manifest.recipe["replays"] == head.id
     assert job.metrics is not None
-    assert [run["version"] for run in job.metrics["runs"]] == [ten[2].id, ten[3].id]
-    assert [row["outcome"] for row in job.metrics["edits"]] == ["took", "took"]
+    assert [run["version"] for run in job.metrics["runs"]] == [v.id for v in ten[3:]]
+    assert [row["outcome"] for row in job.metrics["edits"]] == ["took"] * 7
     assert job.metrics["removed"]["still_answered"] == 0
     with room.database.read() as connection:
         chain = versions.lineage(connection, TENANT, version.id)
         (told,) = versions.reports(connection, TENANT, chain[1].id)
-    kinds = [v.manifest.recipe["kind"] for v in chain[:4]]
-    assert kinds == ["edit", "edit", "revert", "edit"]
-    assert chain[2].manifest.parents == (head.id,)
+    kinds = [v.manifest.recipe["kind"] for v in chain[:9]]
+    assert kinds == ["edit"] * 7 + ["revert", "edit"]
+    assert chain[7].manifest.parents == (head.id,)
     assert (told["kind"], told["of"], told["job"]) == ("step", version.id, job.id)
-    plain = room.edit(EDITS[2], parent=ten[0].id)
-    assert room.version(plain).manifest.stack == version.manifest.stack[:2]
+    plain = room.edit(EDITS[3], parent=ten[1].id)
+    assert room.version(plain).manifest.stack == version.manifest.stack[:3]
 
 
 def test_a_flatten_computes_the_same_and_carries_the_same(room: Room, ten: list[Version]) -> None:
@@ -267,6 +268,13 @@ def test_a_deep_stack_is_to_be_flattened_first(
     assert job.error is not None
     assert job.error["code"] == "stack_too_deep"
     assert "/flatten" in job.error["message"]
+
+    again = revert(room, ten[3], version=ten[0].id, replay=True)
+    assert again.status == "succeeded", again.error
+    version = room.version(again)
+    assert live(room, version) == ["Japan", "Peru", "Egypt"]
+    assert len(version.manifest.stack) == 2  # two of them flattened, and the third
+    assert held(room, version)[:4] == [False, True, True, True]
 
 
 @pytest.fixture(scope="module")
