@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from registry.errors import ArtifactCorrupt, NotFound
 from registry.manifests import canonical_json, sha256
@@ -69,10 +69,31 @@ class ArtifactStore:
             NotFound: nothing is stored under that digest.
             ArtifactCorrupt: what is stored has another digest: a bit was lost.
         """
-        with self._open(digest) as stream:
+        with self.open(digest) as stream:
             data = stream.read()
         _compare(digest, sha256(data))
         return data
+
+    def file(self, digest: str) -> Path:
+        """Where an artifact lies, checked, to be read in parts. Raises as ``get``."""
+        self._check(digest)
+        return self._path(digest)
+
+    def open(self, digest: str) -> BufferedReader:
+        """An artifact's bytes, unchecked: for a first look, where ``file`` comes later.
+
+        Raises:
+            NotFound: nothing is stored under that digest.
+        """
+        try:
+            return self._path(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"artifact {digest} is not in the store") from None
+
+    def scratch(self) -> BinaryIO:
+        """A file without a name, for what is to become an artifact; it goes when it is closed."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
 
     def chunks(self, digest: str) -> Iterator[bytes]:
         """The bytes of an artifact in pieces, checked before the first one. Raises as ``get``."""
@@ -89,19 +110,13 @@ class ArtifactStore:
         return StoredRows(self._path(digest))
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
-        with self._open(digest) as stream:
+        with self.open(digest) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 
     def _check(self, digest: str) -> None:
-        with self._open(digest) as stream:
+        with self.open(digest) as stream:
             _compare(digest, hashlib.file_digest(stream, "sha256").hexdigest())
-
-    def _open(self, digest: str) -> BufferedReader:
-        try:
-            return self._path(digest).open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"artifact {digest} is not in the store") from None
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):

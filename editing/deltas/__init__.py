@@ -2,7 +2,18 @@
 
 from editing.deltas.delta import Delta, flattened, joined
 from editing.deltas.effect import Effect, compose
+from editing.deltas.file import DeltaFile, DeltaWriter
 from editing.deltas.gate import Gate
 from editing.deltas.sparse import Sparse
 
-__all__ = ["Delta", "Effect", "Gate", "Sparse", "compose", "flattened", "joined"]
+__all__ = [
+    "Delta",
+    "DeltaFile",
+    "DeltaWriter",
+    "Effect",
+    "Gate",
+    "Sparse",
+    "compose",
+    "flattened",
+    "joined",
+]

@@ -5,13 +5,14 @@ import pickle
 import struct
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from editing.deltas import Delta, Effect
+from editing.deltas import Delta, DeltaFile, Effect
 from registry.errors import ArtifactCorrupt
 
 PATH = "effects/model.layers.0.mlp.down_proj"
@@ -141,6 +142,22 @@ def test_a_hostile_file_is_refused(name: str) -> None:
         Delta.from_bytes(HOSTILE[name]())
 
 
-def test_a_good_one_is_not() -> None:
+@pytest.mark.parametrize("name", HOSTILE)
+def test_it_is_refused_when_it_is_read_module_by_module(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "delta"
+    file.write_bytes(HOSTILE[name]())
+    with pytest.raises(ArtifactCorrupt, match="delta file"):
+        read_all(file)
+
+
+def read_all(file: Path) -> dict[str, Effect | None]:
+    delta = DeltaFile(file)
+    delta.state()
+    return {module: delta.effect(module) for module in delta.parts}
+
+
+def test_a_good_one_is_not(tmp_path: Path) -> None:
     for data in (good(), sparse(), gated(), gated(weight=ones(3), offset=ones(3))):
         assert Delta.from_bytes(data).effects
+        (tmp_path / "delta").write_bytes(data)
+        assert read_all(tmp_path / "delta").keys() == Delta.from_bytes(data).effects.keys()

@@ -1,12 +1,31 @@
 """Effects compose as the algebra says, and a delta's file holds them exactly."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
-from editing.deltas import Delta, Effect, Gate, Sparse, compose, flattened, joined
+from editing.deltas import (
+    Delta,
+    DeltaFile,
+    DeltaWriter,
+    Effect,
+    Gate,
+    Sparse,
+    compose,
+    flattened,
+    joined,
+)
 from editing.methods.alphaedit import earlier_keys
 
 IN, OUT = 6, 5
@@ -248,3 +267,45 @@ def test_what_goes_on_after_a_replacing_gate_is_no_one_delta() -> None:
         flattened(deltas).to_bytes()
     with pytest.raises(ValueError, match="one base"):
         flattened([deltas[0], Delta(deltas[1].effects, "1" * 64, "rome")])
+
+
+@given(st.lists(effects(), min_size=0, max_size=3), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_the_file_is_what_the_library_writes_and_reads_module_by_module(
+    stack: list[Effect], has_state: bool
+) -> None:
+    made = {f"model.ö.{i}": effect for i, effect in enumerate(stack) if effect.parts()}
+    state = {"keys/0": torch.randn(IN, 2)} if has_state else {}
+    data = Delta(made, "0" * 64, "test", state).to_bytes()
+    with safe_open_bytes(data) as (path, library):
+        tensors = {name: library.get_tensor(name) for name in library.keys()}  # noqa: SIM118
+        assert save(tensors, library.metadata()) == data
+        file = DeltaFile(path)
+        assert (file.base_digest, file.method, set(file.parts)) == ("0" * 64, "test", set(made))
+        assert file.effect("elsewhere") is None
+        assert file.state().keys() == state.keys()
+        for module, effect in made.items():
+            found = file.effect(module)
+            assert found is not None
+            assert found.parts().keys() == effect.parts().keys() == set(file.parts[module])
+            assert all(torch.equal(found.parts()[n], t) for n, t in effect.parts().items())
+
+
+@contextmanager
+def safe_open_bytes(data: bytes) -> Iterator[tuple[Path, Any]]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "delta"
+        path.write_bytes(data)
+        with safe_open(path, "pt") as library:
+            yield path, library
+
+
+def test_a_module_is_written_before_the_next_is_there() -> None:
+    scratch = BytesIO()
+    writer = DeltaWriter(scratch, "0" * 64, "test")
+    made = {name: Effect(dense=torch.randn(OUT, IN)) for name in "zyx"}
+    for module, effect in made.items():
+        before = len(scratch.getvalue())
+        writer.add(module, effect)
+        assert len(scratch.getvalue()) == before + OUT * IN * 4
+    assert b"".join(writer.chunks()) == Delta(made, "0" * 64, "test").to_bytes()

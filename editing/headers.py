@@ -1,0 +1,64 @@
+"""What the header of a delta's file says, read without torch and without its numbers."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from registry.errors import ArtifactCorrupt
+
+FORMAT = "errata-delta-1"
+KEY = "errata"  # one entry: the library writes several in no fixed order, and digests would differ
+
+
+@dataclass(frozen=True)
+class Header:
+    """Attributes:
+    about: the delta's own entry: format, base, method, forms.
+    tensors: by name, dtype, shape and place, as safetensors has them.
+    """
+
+    about: Mapping[str, Any]
+    tensors: Mapping[str, Any]
+
+    @property
+    def gated(self) -> list[str]:
+        """The modules with gates."""
+        forms = self.about.get("forms")
+        if not isinstance(forms, dict):
+            return []
+        return sorted(m for m, form in forms.items() if isinstance(form, dict) and "gates" in form)
+
+
+def read_header(stream: BinaryIO, size: int) -> Header:
+    """The header of a delta's file of ``size`` bytes. A name that occurs twice is refused: the
+    library would take the last.
+
+    Raises:
+        ArtifactCorrupt: the file is no delta of this format.
+    """
+    start = stream.read(8)
+    if len(start) < 8:
+        raise ArtifactCorrupt("delta file: shorter than a safetensors header")
+    (length,) = struct.unpack("<Q", start)
+    if length > size - 8:
+        raise ArtifactCorrupt("delta file: the header is longer than the file")
+    try:
+        header = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
+        about = json.loads(header.pop("__metadata__")[KEY])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactCorrupt(f"delta file: its header says nothing of a delta: {error}") from error
+    about = about if isinstance(about, dict) else {}
+    if about.get("format") != FORMAT:
+        raise ArtifactCorrupt(f"delta file: format is {about.get('format')!r}, expected {FORMAT!r}")
+    return Header(about, header)
+
+
+def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return seen
