@@ -22,6 +22,7 @@ from app.follower import Follower
 from app.history.routes import router as history
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
+from app.merges.routes import router as merges
 from app.services import DEFAULT_TENANT, Services
 from app.versions.routes import router as versions
 from registry import __version__
@@ -36,6 +37,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     edits,
     evaluations,
     fine_tuning,
+    merges,
     jobs,
     versions,
     history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -56,6 +57,11 @@ def material_of(
         harm=own_harm(settings, base) if harm is None else [HarmPrompt(**row) for row in harm],
         refusals=guards.get("refusals") or own_refusals(settings, base),
     )
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """As JSON takes them: null for what is not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def own_facts(settings: Settings, base: Base) -> list[Fact]:

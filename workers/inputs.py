@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -11,7 +12,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from editing.datasets import read_edits, read_examples, read_file
+from editing.headers import read_header
 from editing.methods import MethodEntry
+from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.errors import UnprocessableRequest
 from registry.manifests import EditRequest, Example, HarmPrompt
@@ -21,6 +24,7 @@ __all__ = [
     "check_examples",
     "check_harm",
     "check_measured",
+    "check_mergeable",
     "check_texts",
     "read_edits",
     "read_examples",
@@ -127,6 +131,26 @@ def check_harm(field: str, base: Base, prompts: Sequence[HarmPrompt]) -> None:
                 f"{field}: row {place} has {count} tokens; the context of base {base.name!r}"
                 f" holds {base.context_length}",
                 param=field,
+            )
+
+
+def check_mergeable(field: str, version: str, stack: Sequence[str], store: ArtifactStore) -> None:
+    """Refuse a version with gated effects, which are no change of a weight that could be merged.
+
+    Raises:
+        UnprocessableRequest: ``field`` is the one that names the version.
+        NotFound, ArtifactCorrupt: a delta is not there, or its file no delta.
+    """
+    for digest in stack:
+        with store.open(digest) as stream:
+            header = read_header(stream, os.fstat(stream.fileno()).st_size)
+        if header.gated:
+            raise UnprocessableRequest(
+                f"{field}: version {version!r} has gated effects (method"
+                f" {header.about.get('method')!r}, at {header.gated[0]}), which cannot be merged;"
+                " merge versions without them, and edit the result by that method again",
+                param=field,
+                code="gated_version",
             )
 
 

@@ -16,6 +16,8 @@ from editing.datasets.training import EXAMPLES, ONE, PREFERENCES, PROMPTS, serve
 from editing.finetune.catalogue import REFUSED, TUNINGS, TuningEntry
 from editing.finetune.hyperparameters import TuningHyperparameters
 from editing.finetune.objectives.hyperparameters import BoosterOptions
+from editing.merging import MERGES, MergeEntry
+from editing.merging.hyperparameters import MergeHyperparameters
 from editing.methods import METHODS, MethodEntry
 from editing.methods.hyperparameters import Hyperparameters
 from registry.bases import Base
@@ -76,6 +78,41 @@ def check_tuning(
     """
     checked: TuningHyperparameters = _checked(entry, hyperparameters)
     return checked.settled(rows)
+
+
+def check_merge(
+    entry: MergeEntry,
+    hyperparameters: Mapping[str, Any],
+    weights: Sequence[Mapping[int | None, float]],
+) -> MergeHyperparameters:
+    """The hyperparameters of a merge of so many versions.
+
+    Args:
+        weights: of each version by layer; None is for all other ones.
+
+    Raises:
+        UnprocessableRequest: too few or too many versions, weights that the method does not take,
+            a hyperparameter out of bounds.
+    """
+    if not entry.least <= len(weights) <= entry.most:
+        number = f"{entry.least} to {entry.most}" if entry.least < entry.most else str(entry.least)
+        raise UnprocessableRequest(
+            f"versions: method {entry.name!r} merges {number} versions; there are {len(weights)}",
+            param="versions",
+        )
+    for place, own in enumerate(weights):
+        for layer, weight in own.items():
+            name = "weight" if layer is None else f"layer_weights.{layer}"
+            problem = None
+            if not entry.weighted and (layer is not None or weight != 1):
+                problem = "finds the weights itself; leave them out"
+            elif not entry.negative and weight < 0:
+                problem = f"takes no weight below 0; it is {weight:g}"
+            if problem is not None:
+                field = f"versions.{place}.{name}"
+                raise UnprocessableRequest(f"{field}: method {entry.name!r} {problem}", param=field)
+    checked: MergeHyperparameters = _checked(entry, hyperparameters)
+    return checked
 
 
 def check_options(entry: TuningEntry, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +180,16 @@ def find_tuning(name: str) -> TuningEntry:
     return entry
 
 
+def find_merge(name: str) -> MergeEntry:
+    """The way to merge of that name. Raises UnprocessableRequest where there is none."""
+    entry = MERGES.get(name)
+    if entry is None:
+        raise UnprocessableRequest(
+            f"method {name!r} does not exist; there is {', '.join(MERGES)}", param="method"
+        )
+    return entry
+
+
 def find_method(name: str) -> MethodEntry:
     """The method of that name. Raises UnprocessableRequest where there is none."""
     entry = METHODS.get(name)
@@ -189,7 +236,7 @@ def file_for(setting: str, base: str) -> Path | None:
     return Path(files[base]) if base in files else None
 
 
-def _checked(entry: MethodEntry | TuningEntry, values: Mapping[str, Any]) -> Any:
+def _checked(entry: MethodEntry | TuningEntry | MergeEntry, values: Mapping[str, Any]) -> Any:
     """The entry's hyperparameters. Raises UnprocessableRequest, which names the one."""
     return _validated(entry.hyperparameters, values, "hyperparameters", entry.name)
 

@@ -29,6 +29,8 @@ KINDS = {
     "evaluate": "workers.kinds.evaluate",
     "fine_tune": "workers.kinds.fine_tune",
     "flatten": "workers.kinds.flatten",
+    "merge": "workers.kinds.merge",
+    "merge_preview": "workers.kinds.merge_preview",
     "prepare": "workers.kinds.prepare",
     "preview": "workers.kinds.preview",
     "replay": "workers.kinds.replay",

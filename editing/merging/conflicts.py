@@ -1,4 +1,4 @@
-"""Where versions contradict each other: signs, angles and norms of their changes, and their edits."""
+"""Where versions contradict each other: signs, angles and norms of changes, and their edits."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def gram(taus: Tensor, numbers: int = 2**20) -> Tensor:
     """⟨τ_i, τ_j⟩ [k, k] in fp64, so many numbers at a time."""
     flat = taus.flatten(1)
     total = taus.new_zeros((len(taus), len(taus)), dtype=torch.float64)
-    for part in torch.split(flat, max(1, numbers // len(taus)), dim=1):  # type: ignore[no-untyped-call]
+    for part in torch.split(flat, max(1, numbers // len(taus)), dim=1):
         wide = part.double()
         total += wide @ wide.T
     return total

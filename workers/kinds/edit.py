@@ -7,7 +7,6 @@ the last point that passed: its version holds the edits up to there, and no endp
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +31,7 @@ from registry.manifests import (
     canonical_json,
 )
 from registry.versions import READY, Version
-from workers.evidence import limits_of, material_of
+from workers.evidence import finite, limits_of, material_of
 from workers.ground import Ground, ground_of, holds_of, read_edits
 from workers.work import Work
 
@@ -87,8 +86,8 @@ def perform(work: Work) -> Result:
     work.models.check_untouched(work.claim.job.base)
     after = {} if done.reading is None else done.reading.metrics
     metrics: dict[str, Any] = {
-        "before": _finite({**was.metrics, **before.metrics}),
-        "after": _finite({**now.metrics, **after}),
+        "before": finite({**was.metrics, **before.metrics}),
+        "after": finite({**now.metrics, **after}),
         "detectors": _detectors(ground, delta),
     }
     if done.stopped_by is None:
@@ -219,11 +218,6 @@ def _check_finite(delta: Delta) -> None:
             f"method {delta.method!r} made numbers that are not finite; give it milder"
             " hyperparameters"
         )
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """As JSON takes them: null for what is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _manifest(

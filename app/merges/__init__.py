@@ -1,0 +1,1 @@
+"""``POST /v1/merges``: several versions made into one, taken as jobs."""
