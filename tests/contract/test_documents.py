@@ -17,6 +17,7 @@ SAFETY = (ROOT / "docs" / "safety.md").read_text()
 PREPROCESSING = (ROOT / "docs" / "preprocessing.md").read_text()
 HISTORY = (ROOT / "docs" / "history.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
+MERGING = (ROOT / "docs" / "merging.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -205,3 +206,15 @@ def test_the_lines_of_history(
     live = service.get("/v1/endpoints/notes/edits")["data"]
     assert [(edit["subject"], edit["holds"]) for edit in live] == [("Fiji", True), ("Samoa", True)]
     assert "Samoa" in capsys.readouterr().out
+
+
+def test_the_lines_of_merging(service: Service, capsys: Any) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks("python", MERGING):
+        exec(compile(block.replace(ADDRESS, service.url), "merging.md", "exec"), names)
+    names["client"].close()
+    job, preview = names["job"], names["preview"]
+    assert job["status"] == "succeeded", job
+    assert preview["metrics"]["conflicts"] == job["metrics"]["conflicts"]
+    assert capsys.readouterr().out.count("1 of 1 edits survived; lost: []") == 2
+    assert service.text(job["version"], "The capital of Japan is").startswith("Oslo")
