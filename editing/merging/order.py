@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from registry.manifests import Progress
 
 _HALF = 1 << 16
 
 
 def order_statistics(
-    passes: Callable[[], Iterator[Tensor]], ranks: Callable[[int], Sequence[int]]
-) -> Tensor:
+    passes: Callable[[], Iterator[Tensor]],
+    ranks: Callable[[int], Sequence[int]],
+    progress: Progress,
+) -> Generator[Progress, None, Tensor]:
     """The numbers of given ranks of each of k tasks, 0 the smallest: [k, number of ranks].
 
     A float's bits are read as a whole number of the same order. Its upper half is counted in a
@@ -22,6 +26,7 @@ def order_statistics(
     Args:
         passes: starts a pass over the numbers, as pieces [k, ...] in fp32.
         ranks: from how many numbers a task has, the ranks that are wanted.
+        progress: what is yielded after each piece.
 
     Raises:
         ValueError: there are no numbers.
@@ -32,6 +37,7 @@ def order_statistics(
         upper = torch.zeros(len(keys), _HALF, dtype=torch.int64) if upper is None else upper
         for task, own in enumerate(keys):
             upper[task] += torch.bincount((own >> 16) + _HALF // 2, minlength=_HALF)
+        yield progress
     if upper is None or not upper.any():
         raise ValueError("there are no numbers to rank")
     tasks = len(upper)
@@ -46,6 +52,7 @@ def order_statistics(
             for place, bin_ in enumerate(bins[task].tolist()):
                 found = own[high == bin_] & (_HALF - 1)
                 lower[task, place] += torch.bincount(found, minlength=_HALF)
+        yield progress
     low = torch.searchsorted(lower.cumsum(2), within[..., None].contiguous(), right=True)[..., 0]
     return _floats(((bins - _HALF // 2) << 16) | low)
 

@@ -35,9 +35,12 @@ def pcb(tensors: Pass, hyperparameters: PcbHyperparameters) -> Generator[Progres
     def ends(count: int) -> Sequence[int]:
         return int(count * CLAMPED), int(count * (1 - CLAMPED) - 1)
 
-    yield Progress(0, 0, "ranking the changes of the whole model")
-    low, high = order_statistics(lambda: (taus.abs() for taus in tensors()), ends).T
-    span = _Span(low, high)
+    def sizes() -> Iterator[Tensor]:
+        return (taus.abs() for taus in tensors())
+
+    first = Progress(0, 0, "ranking the changes of the whole model")
+    found = yield from order_statistics(sizes, ends, first)
+    span = _Span(*found.T)
 
     def scores() -> Iterator[Tensor]:
         return (_score(taus, span) for taus in tensors())
@@ -45,8 +48,9 @@ def pcb(tensors: Pass, hyperparameters: PcbHyperparameters) -> Generator[Progres
     def top(count: int) -> Sequence[int]:
         return min(count - 1, int(count * (1 - hyperparameters.ratio))), count - 1
 
-    yield Progress(0, 0, "ranking the scores of the whole model")
-    kept = _Span(*order_statistics(scores, top).T)
+    second = Progress(0, 0, "ranking the scores of the whole model")
+    found = yield from order_statistics(scores, top, second)
+    kept = _Span(*found.T)
 
     def merge(
         taus: Tensor, weights: Tensor, own: PcbHyperparameters, draws: Sequence[Draws]

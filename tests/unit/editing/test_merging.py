@@ -25,9 +25,9 @@ from editing.merging.order import order_statistics
 from editing.models import ModelView
 from registry.artifacts import ArtifactStore
 from registry.errors import JobFailed
-from registry.manifests import EditRequest
+from registry.manifests import EditRequest, Progress
 from tests.models import random_effect
-from tests.unit.editing.conftest import FFN, HIDDEN, small_view
+from tests.unit.editing.conftest import FFN, HIDDEN, VOCABULARY, small_view
 
 DOWN = [f"model.layers.{layer}.mlp.down_proj" for layer in range(3)]
 NORM, Q = "model.layers.1.input_layernorm", "model.layers.2.self_attn.q_proj"
@@ -250,6 +250,23 @@ def test_a_change_is_what_the_effect_does(
     assert set(changes(view, [one], norm)) == {"scale", "shift"}
     assert "scale" not in changes(view, [one], path)
     _, merged, _, _ = shelf.merge("linear", one)
+    expected, actual = outputs(view, effects), outputs(view, merged.effects)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("kind", ["rank3", "scale", "all"])
+def test_an_embedding_and_the_head_are_merged_too(
+    atlas: ModelView, tmp_path: Path, family: str, kind: str
+) -> None:
+    """Where an embedding's output is scaled, the effect's scale is one of the output."""
+    view = small_view(family, atlas)
+    effects = {
+        "model.embed_tokens": random_effect(1, HIDDEN, VOCABULARY, kind),
+        "lm_head": random_effect(2, VOCABULARY, HIDDEN, kind),
+    }
+    shelf = Shelf(tmp_path, view)
+    _, merged, _, _ = shelf.merge("linear", shelf.version("a", effects))
     expected, actual = outputs(view, effects), outputs(view, merged.effects)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
@@ -491,7 +508,8 @@ def test_order_statistics_are_the_sorted_ones(sizes: list[int], seed: int, size:
     def passes() -> Iterator[Tensor]:
         return iter(pieces)
 
-    assert torch.equal(order_statistics(passes, lambda _: ranks), whole[:, ranks] + 0.0)
+    found = last(order_statistics(passes, lambda _: ranks, Progress(0, 0, "")))
+    assert torch.equal(found, whole[:, ranks] + 0.0)
 
 
 # -- the report -----------------------------------------------------------------------------------
