@@ -15,10 +15,10 @@ def truncated(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     It is the truncated singular value decomposition (Eckart and Young 1936), U_r and U_rᵀ D with
     U_r the leading eigenvectors of D Dᵀ (or of the smaller Dᵀ D), in fp64.
     """
-    wide = matrix.double()
     if matrix.shape[0] > matrix.shape[1]:
         A, B = truncated(matrix.T, rank)
         return B.T.contiguous(), A.T.contiguous()
+    wide = matrix.double()
     energies, vectors = torch.linalg.eigh(wide @ wide.T)
     kept = (energies > max(float(energies[-1]), 0.0) * NOTHING**2).nonzero().flatten()
     B = vectors[:, kept[-rank:].flip(0)]

@@ -69,9 +69,8 @@ def merge(
 ) -> Generator[Progress, None, tuple[Conflicts, Residual]]:
     """Merge versions into ``writer``; yields progress. In memory is one module of each at a time.
 
-    What the method puts in any order is put in that of the versions' ids, so that the order of the
-    inputs changes no bit. Where a method takes one version, that one at weight 1 comes out as it
-    went in, up to rounding, if nothing is dropped of it (``pcb``: only the clamped top of it).
+    The inputs are taken in the order of their versions' ids, so that the order in which they are
+    named changes no bit; where a method is ``ordered`` the last one stays the last.
 
     Raises:
         JobFailed: the merged numbers are not finite.
