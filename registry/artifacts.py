@@ -7,16 +7,17 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from registry.errors import ArtifactCorrupt, NotFound
 from registry.manifests import canonical_json, sha256
 from registry.rows import StoredRows
 
 CHUNK_BYTES = 2**20
+TEMPORARY = ".tmp-"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -38,7 +39,7 @@ class ArtifactStore:
     def put_chunks(self, chunks: Iterable[bytes]) -> str:
         """As ``put``, of which only one chunk is in memory; nothing is left where they raise."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=".tmp-")
+        descriptor, temporary = tempfile.mkstemp(dir=self._folder, prefix=TEMPORARY)
         found = hashlib.sha256()
         try:
             with os.fdopen(descriptor, "wb") as stream:
@@ -69,7 +70,7 @@ class ArtifactStore:
             NotFound: nothing is stored under that digest.
             ArtifactCorrupt: what is stored has another digest: a bit was lost.
         """
-        with self.open(digest) as stream:
+        with self._open(digest) as stream:
             data = stream.read()
         _compare(digest, sha256(data))
         return data
@@ -78,22 +79,6 @@ class ArtifactStore:
         """Where an artifact lies, checked, to be read in parts. Raises as ``get``."""
         self._check(digest)
         return self._path(digest)
-
-    def open(self, digest: str) -> BufferedReader:
-        """An artifact's bytes, unchecked: for a first look, where ``file`` comes later.
-
-        Raises:
-            NotFound: nothing is stored under that digest.
-        """
-        try:
-            return self._path(digest).open("rb")
-        except FileNotFoundError:
-            raise NotFound(f"artifact {digest} is not in the store") from None
-
-    def scratch(self) -> BinaryIO:
-        """A file without a name, for what is to become an artifact; it goes when it is closed."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return cast(BinaryIO, tempfile.TemporaryFile(dir=self._folder))
 
     def chunks(self, digest: str) -> Iterator[bytes]:
         """The bytes of an artifact in pieces, checked before the first one. Raises as ``get``."""
@@ -104,19 +89,32 @@ class ArtifactStore:
         """An artifact as a file, unchecked: for what is read in part. Raises NotFound."""
         return self._open(digest)
 
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder for what is to become an artifact; it is gone afterwards."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=TEMPORARY) as folder:
+            yield Path(folder)
+
     def rows(self, digest: str) -> StoredRows:
         """The rows that ``put_rows`` stored. Raises as ``get``."""
         self._check(digest)
         return StoredRows(self._path(digest))
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
-        with self.open(digest) as stream:
+        with self._open(digest) as stream:
             while chunk := stream.read(CHUNK_BYTES):
                 yield chunk
 
     def _check(self, digest: str) -> None:
-        with self.open(digest) as stream:
+        with self._open(digest) as stream:
             _compare(digest, hashlib.file_digest(stream, "sha256").hexdigest())
+
+    def _open(self, digest: str) -> BufferedReader:
+        try:
+            return self._path(digest).open("rb")
+        except FileNotFoundError:
+            raise NotFound(f"artifact {digest} is not in the store") from None
 
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):

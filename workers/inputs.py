@@ -142,7 +142,7 @@ def check_mergeable(field: str, version: str, stack: Sequence[str], store: Artif
         NotFound, ArtifactCorrupt: a delta is not there, or its file no delta.
     """
     for digest in stack:
-        with store.open(digest) as stream:
+        with store.opened(digest) as stream:
             header = read_header(stream, os.fstat(stream.fileno()).st_size)
         if header.gated:
             raise UnprocessableRequest(

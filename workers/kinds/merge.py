@@ -84,7 +84,7 @@ def _merged(work: Work, view: ModelView, parents: Sequence[Parent]) -> tuple[str
     chosen = entry.hyperparameters(**request["hyperparameters"])
     plan = Plan(entry, chosen, request["seed"], request["rank"])
     inputs = [parent.input for parent in parents]
-    with work.artifacts.scratch() as scratch:
+    with work.artifacts.scratch() as folder, (folder / "numbers").open("w+b") as scratch:
         writer = DeltaWriter(scratch, view.base.digest, METHOD)
         conflicts, residual = work.follow(merge(view, inputs, plan, writer))
         merge_state(inputs, writer)

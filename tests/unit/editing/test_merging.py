@@ -89,7 +89,7 @@ class Shelf:
         """The digest of what was made, and the rest."""
         entry = MERGES[name]
         plan = Plan(entry, entry.hyperparameters(**own), seed, rank)
-        with self.store.scratch() as scratch:
+        with self.store.scratch() as folder, (folder / "numbers").open("w+b") as scratch:
             writer = DeltaWriter(scratch, "0" * 64, "merge")
             conflicts, residual = last(merge(self.view, inputs, plan, writer))
             merge_state(inputs, writer)

@@ -37,7 +37,7 @@ size = sum(p.numel() for p in model.parameters()) * 4
 
 def version(seed):
     generator = torch.Generator().manual_seed(seed)
-    with store.scratch() as scratch:
+    with store.scratch() as own, (own / "numbers").open("w+b") as scratch:
         writer = DeltaWriter(scratch, "0" * 64, "test")
         for path in linears(view):
             numbers = torch.randn(view.weight(path).shape, generator=generator)
@@ -47,7 +47,7 @@ def version(seed):
 
 def run(inputs):
     entry = MERGES[name]
-    with store.scratch() as scratch:
+    with store.scratch() as own, (own / "numbers").open("w+b") as scratch:
         writer = DeltaWriter(scratch, "0" * 64, "merge")
         for _ in merge(view, inputs, Plan(entry, entry.hyperparameters()), writer):
             pass

@@ -74,3 +74,26 @@ def test_rows(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         kept[4]
     assert list(store.rows(store.put_rows([]))) == []
+
+
+def test_a_part_of_an_artifact_is_read_from_its_file(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    digest = store.put(b"0123456789")
+    with store.opened(digest) as stream:
+        assert stream.read(3) == b"012"
+    file = store.file(digest)
+    assert file.read_bytes() == b"0123456789"
+    file.chmod(0o644)
+    file.write_bytes(b"0123456780")
+    with pytest.raises(ArtifactCorrupt):
+        store.file(digest)
+    with pytest.raises(NotFound):
+        store.file("0" * 64)
+
+
+def test_what_is_to_become_an_artifact_is_gone_afterwards(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "artifacts")
+    with store.scratch() as folder:
+        (folder / "numbers").write_bytes(b"1")
+        assert folder.parent == tmp_path / "artifacts"
+    assert list((tmp_path / "artifacts").iterdir()) == []
