@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from registry.attempts import Result
 from registry.edits import edited
 from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
 from registry.versions import Version
-from workers.evidence import limits_of, material_of
+from workers.evidence import finite, limits_of, material_of
 from workers.ground import as_version, deltas_of, holds_of
 from workers.work import Work
 
@@ -49,8 +48,8 @@ def measured(
     work.models.check_untouched(work.claim.job.base)
     asked = [value for version, _ in edited(chain) for value in holds[version.id]]
     metrics = {
-        "before": _finite(before.metrics),
-        "after": _finite(after.metrics),
+        "before": finite(before.metrics),
+        "after": finite(after.metrics),
         "live_edits": len(asked),
         "holding_edits": sum(asked),
         **report,
@@ -68,7 +67,3 @@ def _changed(before: Version, after: Version) -> list[str]:
     """The deltas of which one stack has others than the other: what was added, else removed."""
     was, now = before.manifest.stack, after.manifest.stack
     return [d for d in now if d not in was] or [d for d in was if d not in now]
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
