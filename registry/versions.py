@@ -145,7 +145,7 @@ def override_rejection(
         None,
         {"kind": "override", "actor": actor, "message": message, "overridden": failed},
     )
-    return _set_status(connection, version, READY)
+    return set_status(connection, version, READY)
 
 
 def list_versions(
@@ -181,6 +181,19 @@ def lineage(connection: Connection, tenant: str, version_id: str) -> tuple[Versi
     return tuple(chain)
 
 
+def ancestry(connection: Connection, tenant: str, version_id: str) -> tuple[Version, ...]:
+    """The version and all that it came from, by every parent, each after its own parents."""
+    found: dict[str, Version] = {}
+    waiting = [get_version(connection, tenant, version_id)]
+    while waiting:
+        version = waiting[-1]
+        parents = [parent for parent in version.manifest.parents if parent not in found]
+        waiting += [get_version(connection, tenant, parent) for parent in parents]
+        if not parents:
+            found.setdefault(waiting.pop().id, version)
+    return tuple(found.values())
+
+
 def delete_version(connection: Connection, tenant: str, version_id: str) -> Version:
     """Mark a version deleted.
 
@@ -205,7 +218,7 @@ def delete_version(connection: Connection, tenant: str, version_id: str) -> Vers
             f"version {version_id!r} is the untouched base and cannot be deleted",
             code="version_in_use",
         )
-    return _set_status(connection, version, DELETED)
+    return set_status(connection, version, DELETED)
 
 
 def add_report(
@@ -240,7 +253,8 @@ def reports(connection: Connection, tenant: str, version_id: str) -> Sequence[di
     ]
 
 
-def _set_status(connection: Connection, version: Version, status: str) -> Version:
+def set_status(connection: Connection, version: Version, status: str) -> Version:
+    """The version with that status from now on."""
     connection.execute(
         update(tables.versions)
         .where(tables.versions.c.tenant == version.tenant, tables.versions.c.id == version.id)

@@ -72,17 +72,33 @@ def parent_of(work: Work) -> tuple[Version, ModelView, list[Delta]]:
     Raises:
         JobFailed: there is no parent, or it stands on another base than this worker has.
     """
-    job, parent = work.claim.job, work.claim.parent
-    if parent is None:
-        raise JobFailed(f"job {job.id} names neither endpoint nor parent")
-    view = work.models.view(job.base)
-    if view.base.ref != parent.manifest.base:
+    parent = claimed_parent(work)
+    view = view_of(work, parent)
+    return parent, view, [Delta.from_bytes(work.artifacts.get(d)) for d in parent.manifest.stack]
+
+
+def claimed_parent(work: Work) -> Version:
+    """A claimed job's parent. Raises JobFailed where there is none."""
+    if work.claim.parent is None:
+        raise JobFailed(f"job {work.claim.job.id} names neither endpoint nor parent")
+    return work.claim.parent
+
+
+def view_of(work: Work, version: Version) -> ModelView:
+    """The view of the job's base, on which the version stands.
+
+    Raises:
+        JobFailed: it stands on another base than this worker has.
+    """
+    name = work.claim.job.base
+    view = work.models.view(name)
+    if view.base.ref != version.manifest.base:
         raise JobFailed(
-            f"version {parent.id} stands on base {parent.manifest.base.digest[:12]}…, this worker"
-            f" has {view.base.digest[:12]}… under the name {job.base!r}",
+            f"version {version.id} stands on base {version.manifest.base.digest[:12]}…, this worker"
+            f" has {view.base.digest[:12]}… under the name {name!r}",
             code="base_not_loaded",
         )
-    return parent, view, [Delta.from_bytes(work.artifacts.get(d)) for d in parent.manifest.stack]
+    return view
 
 
 def ground_of(work: Work) -> Ground:

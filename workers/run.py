@@ -26,7 +26,9 @@ logger = logging.getLogger("errata.run")
 KINDS = {
     "edit": "workers.kinds.edit",
     "evaluate": "workers.kinds.evaluate",
+    "export": "workers.kinds.export",
     "fine_tune": "workers.kinds.fine_tune",
+    "import": "workers.kinds.importing",
     "prepare": "workers.kinds.prepare",
     "preview": "workers.kinds.preview",
 }

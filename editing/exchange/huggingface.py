@@ -116,7 +116,7 @@ def _set(module: nn.Module, name: str, value: Tensor) -> Tensor:
 
 
 def _is_tied(model: PreTrainedModel) -> bool:
-    embedding: Any = model.get_input_embeddings()  # type: ignore[no-untyped-call]
+    embedding: Any = model.get_input_embeddings()
     head: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head is not None and head.weight is embedding.weight
 
