@@ -72,6 +72,10 @@ class Archive:
     def names(self) -> list[str]:
         return list(self._sizes)
 
+    def size(self, name: str) -> int:
+        """A member's bytes, as the archive says."""
+        return self._sizes[name]
+
     def read(self, name: str) -> bytes:
         """A member's bytes. Raises UnprocessableRequest where they are damaged."""
         return b"".join(self.chunks(name))

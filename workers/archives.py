@@ -30,11 +30,10 @@ FORMAT = "errata-archive-1"
 PURPOSE = "archive"
 #: Versions that an archive may hold: a stack's depth and more.
 VERSIONS = 10_000
+JSON_BYTES = 8 * 2**20
 _ARTIFACT = re.compile(re.escape(ARTIFACTS) + r"([0-9a-f]{64})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"ver_[0-9a-f]{40}")
-#: What is read of an edit's recipe later on.
-_EDIT = frozenset({"author", "edits", "hyperparameters", "message", "method"})
 #: What may lie beside an adapter and is not read.
 _BESIDE = ("README.md", MANIFEST)
 
@@ -133,6 +132,8 @@ def open_upload(stream: BinaryIO, limit: int) -> Upload:
         beside = name in _BESIDE if kind == PEFT else _ARTIFACT.fullmatch(name) is not None
         if name not in expected and not beside:
             raise _refused(f"{name[:200]!r} has no place in it; leave it out")
+        if name in (ADAPTER_CONFIG, MANIFEST) and archive.size(name) > JSON_BYTES:
+            raise _refused(f"{name} has more than {JSON_BYTES} bytes")
     return Upload(archive, kind)
 
 
@@ -186,8 +187,8 @@ def _manifest(entry: Any) -> VersionManifest:
         raise ValueError("a version has other fields than base, stack, parents and recipe")
     _matching([base["digest"]], _DIGEST)
     recipe = _fields(fields["recipe"])
-    if recipe.get("kind") == "edit" and (not fields["stack"] or not recipe.keys() >= _EDIT):
-        raise ValueError("the recipe of an edit lacks a field")
+    if recipe.get("kind") == "edit":
+        _check_edit(recipe, fields["stack"])
     if not isinstance(base["name"], str):
         raise TypeError("a base's name is no text")
     return VersionManifest(
@@ -196,6 +197,15 @@ def _manifest(entry: Any) -> VersionManifest:
         _matching(fields["parents"], _VERSION),
         recipe,
     )
+
+
+def _check_edit(recipe: Mapping[str, Any], stack: Any) -> None:
+    """Refuse the recipe of an edit that could not be read later on."""
+    texts = [recipe["method"], recipe["author"] or "", recipe["message"] or ""]
+    texts.append(recipe.get("replaces", ""))
+    _fields(recipe["hyperparameters"])
+    if not stack or not all(isinstance(text, str) for text in texts):
+        raise ValueError("the recipe of an edit is none")
 
 
 def _fields(value: Any) -> dict[str, Any]:

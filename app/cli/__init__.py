@@ -160,7 +160,11 @@ def export(
 def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, delete nothing.")] = False,
     grace: Annotated[
-        float | None, typer.Option(min=0, help="Seconds that what was put last stays.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds that what was put last stays; short ones only where no service runs.",
+        ),
     ] = None,
 ) -> None:
     """Delete artifacts that no version, file or unfinished job reaches any more.

@@ -122,7 +122,7 @@ def export_version(
         caller,
         response,
         idempotency_key,
-        ExportOf(version=version_id, **dict(body)),
+        ExportOf(version=version_id, **body.model_dump(exclude_unset=True)),
         lambda: check_export(services, caller, version_id, body),
     )
 

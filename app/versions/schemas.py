@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Connection
 
 from app.edits.schemas import Guards
@@ -26,6 +26,13 @@ class ExportOptions(Request):
     round_rank: bool = Field(
         True, description="peft: pad to a rank that vLLM takes (1, 8, 16, 32, 64, …)."
     )
+
+    @model_validator(mode="after")
+    def _ranked(self) -> Self:
+        given = self.model_fields_set & {"rank", "round_rank"}
+        if given and self.format != "peft":
+            raise ValueError(f"{' and '.join(sorted(given))} goes with format peft; leave it out")
+        return self
 
 
 class ExportOf(ExportOptions):

@@ -302,6 +302,11 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "no parent": (_with(lambda b: b["versions"].pop(0)), "does not precede it"),
     "no digest": (_with(lambda b: b["versions"][-1]["stack"].append("../x")), "is damaged"),
     "no recipe": (_with(lambda b: b["versions"][-1].pop("recipe")), "is damaged"),
+    "an edit without author": (
+        _with(lambda b: b["versions"][-1]["recipe"].pop("author")),
+        "is damaged",
+    ),
+    "an edit without delta": (_with(lambda b: b["versions"][1]["stack"].clear()), "is damaged"),
     "no JSON": (lambda p: {**p, "errata.json": b"{" * 10}, "is damaged"),
     "no number": (lambda p: {**p, "errata.json": b'{"format": NaN}'}, "is damaged"),
 }
@@ -349,6 +354,7 @@ def test_uploads_that_are_no_archive(exported: bytes) -> None:
         (b"PK\x03\x04 no zip", "cannot be read"),
         (exported[: len(exported) // 2], "cannot be read"),
         (bomb, "ERRATA_MAX_FILE_BYTES"),
+        (zipped({"errata.json": b" " * (8 * 2**20 + 1)}), "has more than 8388608 bytes"),
         (twice, "stands in it twice"),
         (crowd, "10001 members"),
         (zipped({"model.safetensors": b"x"}), "neither an adapter"),
