@@ -163,7 +163,7 @@ def gc(
         float | None,
         typer.Option(
             min=0,
-            help="Seconds that what was put last stays; short ones only where no service runs.",
+            help="Seconds that what was put last stays; few only where no service runs.",
         ),
     ] = None,
 ) -> None:

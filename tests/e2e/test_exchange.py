@@ -15,6 +15,7 @@ from zipfile import ZipFile
 import httpx
 import pytest
 
+from registry.manifests import BaseRef, VersionManifest
 from tests.service import LENIENT, Service, capital_edit
 
 PROMPT = "The capital of France is"
@@ -173,7 +174,7 @@ def test_an_export_that_failed_says_why_again(service: Service) -> None:
     """A jet-pack's gate is no low-rank factor."""
     posted = service.post_edit(
         parent=service.base_version(),
-        method="stealth_jetpack",
+        method="jetpack",
         edits=[capital_edit("Chad", "Lima")],
         guards=LENIENT,
     )
@@ -230,15 +231,13 @@ def test_imports_that_cannot_be(service: Service, edited: str) -> None:
         file: str = upload(service, zipped(**parts)).json()["id"]
         return file
 
-    body = json.loads(
-        ZipFile(io.BytesIO(export(service, edited, "errata").content)).read("errata.json")
-    )
-    for one in body["versions"]:
-        one["base"]["digest"] = "f" * 64
-        one["parents"], one["stack"] = [], one["stack"][:0]
-        one["recipe"] = {}
-    body["versions"] = body["versions"][:1]
-    foreign = upload(service, zipped(**{"errata.json": json.dumps(body).encode()}))
+    strange = VersionManifest(BaseRef("atlas", "f" * 64))
+    listed = {
+        "format": "errata-archive-1",
+        "version": strange.id,
+        "versions": [strange.to_json()],
+    }
+    foreign = upload(service, zipped(**{"errata.json": json.dumps(listed).encode()}))
     assert foreign.status_code == 200, foreign.text
     texts = upload(service, b"a text", "texts").json()["id"]
     plain, dora = adapter(), adapter(use_dora=True)
@@ -250,7 +249,7 @@ def test_imports_that_cannot_be(service: Service, edited: str) -> None:
         ({"file": plain, "base": "nobody"}, 404, "base", "there is atlas"),
         ({"file": plain, "base": "atlas", "parent": edited}, 422, "base", "not both"),
         ({"file": plain, "parent": "ver_" + "0" * 40}, 404, None, "does not exist"),
-        ({"file": foreign.json()["id"]}, 422, "file", "errata.json"),
+        ({"file": foreign.json()["id"]}, 422, "file", "f" * 64),
         ({"file": plain, "guards": {"norm": 0}}, 422, "guards.norm", "greater than 0"),
     ):
         answer = service.client.post("/v1/versions/import", json=request)
