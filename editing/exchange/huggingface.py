@@ -73,7 +73,7 @@ def _merge(view: ModelView, module: nn.Module, path: str, effect: Effect) -> tup
     if effect.shift is not None or effect.scale is not None:
         _merge_bias(module, path, effect)
     if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
-        W = matrix.float()
+        W = matrix.float().cpu()
         change = weight_change(effect, W)
         new = W + change
         is_transposed = isinstance(module, Conv1D | nn.Embedding)
@@ -85,7 +85,7 @@ def _merge(view: ModelView, module: nn.Module, path: str, effect: Effect) -> tup
     if effect.scale is not None:
         # Gemma's norms multiply by 1 + w
         offset = 1.0 if type(module).__name__.startswith("Gemma") else 0.0
-        weight = matrix[:, 0].float()
+        weight = matrix[:, 0].float().cpu()
         new = effect.scale * (weight + offset) - offset
         lost = _set(module, "weight", new).float() - new
         energy = float((new - weight).double().square().sum())
@@ -102,7 +102,7 @@ def _merge_bias(module: nn.Module, path: str, effect: Effect) -> None:
                 " has no bias to hold that; export as errata"
             )
         return
-    new = bias.float()
+    new = bias.float().cpu()
     new = new if effect.scale is None else effect.scale * new
     _set(module, "bias", new if effect.shift is None else new + effect.shift)
 

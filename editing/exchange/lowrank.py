@@ -39,7 +39,7 @@ class Factors:
 
 def weight_change(effect: Effect, W: Tensor) -> Tensor:
     """ΔW = (a − 1) ⊙ W + B A + D [out, in] in fp32, of an effect that nothing is later than."""
-    W = W.float()
+    W = W.float().cpu()
     change = effect.weight(torch.zeros_like(W))
     return change if effect.scale is None else change + (effect.scale - 1)[:, None] * W
 

@@ -1,11 +1,10 @@
-"""The names of what is exchanged: formats, and the files of each. No torch."""
+"""The names of what is exchanged: formats that come back, and the files of each. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-PEFT, HUGGINGFACE, ERRATA = "peft", "huggingface", "errata"
-FORMATS = (PEFT, HUGGINGFACE, ERRATA)
+PEFT, ERRATA = "peft", "errata"
 
 #: What an adapter's folder holds: its configuration and its weights.
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

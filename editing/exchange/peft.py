@@ -104,11 +104,12 @@ def read_adapter(view: ModelView, form: LoraForm, weights: bytes) -> dict[str, E
 
 
 def _factors(view: ModelView, path: str, effect: Effect, rank: int) -> Factors:
-    module = view.module(path)
-    holds = "export as errata"
+    module, matrix = view.module(path), view.matrix(path)
     if effect.gates:
-        raise _refused(f"{path}: it has a gate, which no adapter of low rank holds; {holds}")
-    if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+        raise _refused(
+            f"{path}: it has a gate, which no adapter of low rank holds; export as errata"
+        )
+    if matrix is None or not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
         raise _refused(
             f"{path}: it is a {type(module).__name__}, and adapters are of linears and embeddings;"
             " export as huggingface or errata"
@@ -118,16 +119,13 @@ def _factors(view: ModelView, path: str, effect: Effect, rank: int) -> Factors:
     if hasattr(module, "embed_scale"):
         raise _refused(
             f"{path}: a {type(module).__name__} multiplies what it looks up, and an adapter's part"
-            f" with it; {holds}"
+            " with it; export as errata"
         )
     if _moves(module, effect):
         raise _refused(
             f"{path}: its output is shifted, for which an adapter without biases has no place;"
             " export as huggingface (where the module has a bias) or errata"
         )
-    matrix = view.matrix(path)
-    if matrix is None:
-        raise _refused(f"{path}: it has no weight; {holds}")
     return factorised(effect, matrix, rank)
 
 
