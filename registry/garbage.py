@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, select
@@ -76,9 +76,22 @@ def roots(connection: Connection) -> Iterator[str]:
     yield from _of_versions(connection)
 
 
-def digests_in(values: Iterable[Any]) -> frozenset[str]:
-    """Everything in JSON or in rows that looks like a digest."""
-    return frozenset(digest for value in values for digest in _DIGEST.findall(repr(value)))
+def digests_in(value: Any) -> frozenset[str]:
+    """Everything in JSON, or in rows, that looks like a digest."""
+    return frozenset(digest for text in _texts(value) for digest in _DIGEST.findall(text))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value, be it a key. (What a row prints of itself is cut short.)"""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _texts(key)
+            yield from _texts(part)
+    elif isinstance(value, Iterable):
+        for part in value:
+            yield from _texts(part)
 
 
 def _of_versions(connection: Connection) -> Iterator[str]:

@@ -132,7 +132,7 @@ def test_a_deleted_ancestor_keeps_what_is_read_of_its_recipe(yard: Yard) -> None
 
 def test_a_job_keeps_what_it_names_until_it_ends(yard: Yard) -> None:
     rows, state, older = (yard.put() for _ in range(3))
-    claim = yard.job(rows=rows, guards={"texts": None})
+    claim = yard.job(warnings=["a long one. " * 200] * 20, rows=rows, guards={"texts": None})
     for digest in (older, state):
         with yard.database.write() as connection:
             record_checkpoint(connection, claim, 1, digest, {})
