@@ -27,10 +27,12 @@ from app.services import DEFAULT_TENANT, Services
 from app.versions.routes import router as versions
 from registry import __version__
 from registry.bootstrap import bootstrap
+from registry.garbage import Collector
 from registry.settings import Settings
 
 logger = logging.getLogger("errata.api")
 DISPATCH_SECONDS = 0.2
+COLLECT_SECONDS = 3600.0
 ROUTERS: tuple[APIRouter, ...] = (
     inference,
     files,
@@ -56,7 +58,8 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
             return
         bootstrap(services.database, DEFAULT_TENANT, services.bases.values())
         follower = Follower(services.database, services.bases, services.engine, services.notices)
-        tasks = [asyncio.create_task(work) for work in (_dispatch(services), follower.run())]
+        works = (_dispatch(services), _collect(services), follower.run())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
         finally:
@@ -100,3 +103,18 @@ async def _dispatch(services: Services) -> None:
         except SQLAlchemyError as error:
             logger.warning("dispatch: the database does not answer: %s", error)
         await asyncio.sleep(DISPATCH_SECONDS)
+
+
+async def _collect(services: Services) -> None:
+    """Delete artifacts that nothing reaches, again and again; replicas may do so at once."""
+    collector = Collector(services.database, services.artifacts)
+    grace = services.settings.gc_grace_seconds
+    while True:
+        await asyncio.sleep(min(COLLECT_SECONDS, grace))
+        try:
+            swept = await run_in_threadpool(collector.collect, grace)
+        except (SQLAlchemyError, OSError) as error:
+            logger.warning("garbage stays for now: %s", error)
+            continue
+        if swept.count:
+            logger.info("deleted %d artifacts of %d bytes", swept.count, swept.size)

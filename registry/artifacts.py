@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from registry.errors import ArtifactCorrupt, NotFound
 from registry.manifests import canonical_json, sha256
@@ -19,6 +22,17 @@ from registry.rows import StoredRows
 CHUNK_BYTES = 2**20
 TEMPORARY = ".tmp-"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """How many artifacts were deleted, and their bytes."""
+
+    count: int = 0
+    size: int = 0
+
+    def plus(self, size: int | None) -> Swept:
+        return self if size is None else Swept(self.count + 1, self.size + size)
 
 
 class ArtifactStore:
@@ -30,10 +44,10 @@ class ArtifactStore:
     def put(self, data: bytes) -> str:
         """Store bytes and return their digest; durable when it returns (tmp, fsync, rename)."""
         digest = sha256(data)
-        if self._path(digest).exists():
-            with suppress(ArtifactCorrupt):  # a damaged file is written again
-                self.get(digest)
-                return digest
+        with suppress(NotFound, ArtifactCorrupt):  # a damaged file is written again
+            self._touch(digest)
+            self.get(digest)
+            return digest
         return self.put_chunks((data,))
 
     def put_chunks(self, chunks: Iterable[bytes]) -> str:
@@ -50,7 +64,8 @@ class ArtifactStore:
                 os.fsync(stream.fileno())
             path = self._path(found.hexdigest())
             path.parent.mkdir(exist_ok=True)
-            Path(temporary).replace(path)
+            with self._locked(fcntl.LOCK_SH):
+                Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
@@ -80,6 +95,10 @@ class ArtifactStore:
         self._check(digest)
         return self._path(digest)
 
+    def holds(self, digest: str) -> bool:
+        """Whether something is stored under a digest."""
+        return self._path(digest).is_file()
+
     def chunks(self, digest: str) -> Iterator[bytes]:
         """The bytes of an artifact in pieces, checked before the first one. Raises as ``get``."""
         self._check(digest)
@@ -89,12 +108,63 @@ class ArtifactStore:
         """An artifact as a file, unchecked: for what is read in part. Raises NotFound."""
         return self._open(digest)
 
+    def open(self, digest: str) -> BinaryIO:
+        """The artifact as a file to be read, checked first. Raises as ``get``."""
+        self._check(digest)
+        return self._open(digest)
+
+    def scan(self, digest: str, pattern: re.Pattern[str]) -> Iterator[str]:
+        """What matches in an artifact that holds JSON; nothing in one that does not or is gone."""
+        try:
+            stream = self._open(digest)
+        except NotFound:
+            return
+        with stream:
+            if stream.peek(1)[:1] not in (b"{", b"[", b'"'):
+                return
+            for line in stream:
+                yield from pattern.findall(line.decode(errors="replace"))
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder for what is to become an artifact; it is gone afterwards."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=TEMPORARY) as folder:
             yield Path(folder)
+
+    def sweep(self, kept: Callable[[str], bool], before: float, *, dry_run: bool) -> Swept:
+        """Delete what was last put before a moment and is not ``kept``, and what a dead process
+        left half written.
+
+        What is put meanwhile stays, be it the same bytes.
+        """
+        swept = Swept()
+        for path in sorted(self._folder.glob("??/*")):
+            if _DIGEST.fullmatch(path.name) and not kept(path.name):
+                swept = swept.plus(self._remove(path, before, dry_run))
+        for path in sorted(self._folder.glob(f"{TEMPORARY}*")):
+            swept = swept.plus(self._remove(path, before, dry_run))
+        return swept
+
+    def _remove(self, path: Path, before: float, dry_run: bool) -> int | None:
+        """Its bytes, if it is old and gone (or would be)."""
+        with suppress(FileNotFoundError), self._locked(fcntl.LOCK_EX):
+            if _modified(path) < before:
+                size = _size(path)
+                if not dry_run:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                return size
+        return None
+
+    @contextmanager
+    def _locked(self, kind: int) -> Iterator[None]:
+        """Between looking at a file's time and deleting it nobody puts it again."""
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, kind)
+            yield
+        finally:
+            os.close(folder)
 
     def rows(self, digest: str) -> StoredRows:
         """The rows that ``put_rows`` stored. Raises as ``get``."""
@@ -116,10 +186,27 @@ class ArtifactStore:
         except FileNotFoundError:
             raise NotFound(f"artifact {digest} is not in the store") from None
 
+    def _touch(self, digest: str) -> None:
+        """Note that an artifact was put just now."""
+        try:
+            with self._locked(fcntl.LOCK_SH):
+                os.utime(self._path(digest))
+        except FileNotFoundError:
+            raise NotFound(f"artifact {digest} is not in the store") from None
+
     def _path(self, digest: str) -> Path:
         if not _DIGEST.fullmatch(digest):
             raise NotFound(f"{digest!r} is no artifact digest (64 hexadecimal digits)")
         return self._folder / digest[:2] / digest
+
+
+def _modified(path: Path) -> float:
+    """When a file, or the newest in a folder, was written."""
+    return max(part.stat().st_mtime for part in (path, *path.rglob("*")))
+
+
+def _size(path: Path) -> int:
+    return sum(part.stat().st_size for part in (path, *path.rglob("*")) if part.is_file())
 
 
 def _compare(digest: str, found: str) -> None:

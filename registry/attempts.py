@@ -15,10 +15,9 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from registry import tables
-from registry.curves import ResultFile, result_file_id
 from registry.endpoints import get_endpoint, move_endpoint
 from registry.errors import Conflict, ErrataError, GuardRejected, JobFailed, LeaseLost, NotFound
-from registry.files import add_file
+from registry.files import ResultFile, add_file, result_file_id
 from registry.jobs import (
     CANCELLED,
     ENDED,
@@ -34,6 +33,7 @@ from registry.jobs import (
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.moves import State, Target, moved_since
 from registry.versions import (
+    DELETED,
     READY,
     REJECTED,
     Version,
@@ -41,6 +41,7 @@ from registry.versions import (
     describe,
     get_kept_version,
     get_ready_version,
+    set_status,
 )
 from registry.versions import insert_version as _insert_version
 
@@ -67,6 +68,8 @@ class Result:
         report: what was measured of the parent, where no version was made.
         file: what is left to be downloaded.
         steps: versions that the work made on the way to this one, oldest first.
+        ancestors: what the version came from elsewhere, oldest first; what is not here is known
+            from then on as a deleted version is.
     """
 
     manifest: VersionManifest | None = None
@@ -77,6 +80,7 @@ class Result:
     report: Mapping[str, Any] | None = None
     file: ResultFile | None = None
     steps: Sequence[VersionManifest] = ()
+    ancestors: Sequence[VersionManifest] = ()
 
     @property
     def rejected_by(self) -> GuardResult | None:
@@ -198,10 +202,10 @@ def record_progress(connection: Connection, claim: Claim, progress: Progress) ->
 def finish(connection: Connection, claim: Claim, result: Result) -> Job:
     """End the job with what it made: version, reports, status and move, in this one transaction.
 
-    A version that fails a guard is kept as rejected and its job fails. When the endpoint moved
-    since the claim the version is kept and the endpoint left alone, unless the job asked to
-    ``rerun`` and nothing was rolled back: then the job is queued again. A result that is withheld
-    leaves the endpoint alone too.
+    A version that fails a guard is kept as rejected and its job fails. One that was deleted and is
+    brought back is there again. When the endpoint moved since the claim the version is kept and the
+    endpoint left alone, unless the job asked to ``rerun`` and nothing was rolled back: then the job
+    is queued again. A result that is withheld leaves the endpoint alone too.
 
     Raises:
         LeaseLost
@@ -210,6 +214,7 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
     if result.manifest is None:
         if result.report is not None and claim.parent is not None:
             add_report(connection, job.tenant, claim.parent.id, job.id, result.report)
+        _keep_file(connection, job, result.file)
         _end(connection, claim, SUCCEEDED, metrics=result.metrics, message="done")
         return _job(connection, job.id)
     rejected = result.rejected_by
@@ -221,14 +226,17 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
         return _requeue(
             connection, claim, "superseded", "endpoint moved; running again on its head"
         )
-    if result.file is not None:
-        _keep_file(connection, job, result.file)
+    _keep_file(connection, job, result.file)
+    for ancestor in result.ancestors:
+        _insert_version(connection, job.tenant, ancestor, status=DELETED)
     status = READY if rejected is None else REJECTED
     for step in result.steps:
         made = _insert_version(connection, job.tenant, step, status=status)
         told = {"kind": "step", "of": result.manifest.id}
         add_report(connection, job.tenant, made.id, job.id, told)
     version = _insert_version(connection, job.tenant, result.manifest, status=status, job_id=job.id)
+    if version.status == DELETED:
+        version = set_status(connection, version, status)
     guards = [asdict(guard) for guard in result.guards]
     report = {"kind": job.kind, "metrics": result.metrics, "guards": guards}
     if result.holds is not None:
@@ -317,7 +325,9 @@ def attempts(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def _keep_file(connection: Connection, job: Job, file: ResultFile) -> None:
+def _keep_file(connection: Connection, job: Job, file: ResultFile | None) -> None:
+    if file is None:
+        return
     add_file(
         connection,
         job.tenant,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
@@ -13,22 +12,6 @@ from registry.jobs import all_events
 
 #: What people upload is never of this purpose.
 PURPOSE = "fine-tune-results"
-
-
-@dataclass(frozen=True)
-class ResultFile:
-    """What a job leaves to be downloaded, beside its version.
-
-    Attributes:
-        content: digest of the artifact that holds it.
-        rows: how many it has.
-    """
-
-    filename: str
-    purpose: str
-    size: int
-    content: str
-    rows: int
 
 
 def curves(connection: Connection, job_id: str) -> dict[int, Mapping[str, float]]:
@@ -48,8 +31,3 @@ def as_csv(steps: Mapping[int, Mapping[str, float]]) -> bytes:
     writer.writeheader()
     writer.writerows({"step": step, **row} for step, row in steps.items())
     return text.getvalue().encode()
-
-
-def result_file_id(job_id: str) -> str:
-    """The id of the file that a job leaves: one a job, whatever its attempts."""
-    return "file-" + job_id.removeprefix("job_")

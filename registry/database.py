@@ -12,6 +12,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import make_url
 
+from registry.errors import NotFound
+
 
 class Database:
     """A pool of connections and the two kinds of transaction.
@@ -53,6 +55,26 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+@contextmanager
+def existing_database(url: str) -> Iterator[Database]:
+    """The database of a service that has run; it is not made where there is none.
+
+    Raises:
+        NotFound: there is none.
+    """
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
+        raise NotFound(
+            f"{parsed.database} does not exist: ERRATA_DATA must name the data folder of a service"
+            " that has run"
+        )
+    database = Database(url)
+    try:
+        yield database
+    finally:
+        database.close()
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:

@@ -1,4 +1,4 @@
-"""Files that users upload: rows that name artifacts, kept until nobody needs them."""
+"""Files that users upload and jobs leave: rows that name artifacts, kept until deleted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, delete, insert, select
 
 from registry import tables
 from registry.errors import Conflict, NotFound
-from registry.jobs import ENDED
+from registry.jobs import ENDED, Job
 from registry.versions import Page
 
 
@@ -35,6 +35,27 @@ class File:
     rows: str
     row_count: int
     created_at: float
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """What a job leaves to be downloaded.
+
+    Attributes:
+        content: digest of the artifact that holds it.
+        rows: how many it has.
+    """
+
+    filename: str
+    purpose: str
+    size: int
+    content: str
+    rows: int
+
+
+def result_file_id(job_id: str) -> str:
+    """The id of the file that a job leaves: one a job, whatever its attempts."""
+    return "file-" + job_id.removeprefix("job_")
 
 
 def add_file(
@@ -82,6 +103,14 @@ def get_file(connection: Connection, tenant: str, file_id: str) -> File:
             code="file_not_found",
         )
     return _file(row)
+
+
+def find_result_file(connection: Connection, job: Job) -> File | None:
+    """What a job left to be downloaded, if it did and nobody deleted it."""
+    try:
+        return get_file(connection, job.tenant, result_file_id(job.id))
+    except NotFound:
+        return None
 
 
 def list_files(

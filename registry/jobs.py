@@ -274,6 +274,19 @@ def unfinished_like(connection: Connection, kind: str, base: str, names: set[str
     return None
 
 
+def latest_of(
+    connection: Connection, tenant: str, kind: str, parent: str, request: Mapping[str, Any]
+) -> Job | None:
+    """The newest job of that kind on a parent that was asked for in the same words."""
+    table = tables.jobs
+    rows = connection.execute(
+        select(table)
+        .where(table.c.tenant == tenant, table.c.kind == kind, table.c.parent == parent)
+        .order_by(table.c.seq.desc())
+    )
+    return next((to_job(row) for row in rows if row.request == dict(request)), None)
+
+
 def add_event(connection: Connection, job_id: str, kind: str, data: Mapping[str, Any]) -> None:
     connection.execute(
         insert(tables.events).values(

@@ -58,6 +58,14 @@ class Settings(BaseSettings):
     max_attempts: int = Field(
         5, ge=1, le=100, description="Attempts a job gets when its worker dies."
     )
+    gc_grace_seconds: float = Field(
+        24 * 3600.0,
+        ge=1,
+        description=(
+            "Seconds that an artifact which nothing reaches is kept after it was last put; longer"
+            " than a job takes from the last that it writes to its end."
+        ),
+    )
     training_state_seconds: float = Field(
         30.0, ge=0, description="Seconds between states of training that are kept to go on from."
     )

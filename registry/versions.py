@@ -146,7 +146,7 @@ def override_rejection(
         None,
         {"kind": "override", "actor": actor, "message": message, "overridden": failed},
     )
-    return _set_status(connection, version, READY)
+    return set_status(connection, version, READY)
 
 
 def list_versions(
@@ -200,6 +200,19 @@ def in_order(versions: Iterable[Version]) -> tuple[Version, ...]:
     return tuple(by_id[i] for i in reversed([*TopologicalSorter(graph).static_order()]))
 
 
+def ancestry(connection: Connection, tenant: str, version_id: str) -> tuple[Version, ...]:
+    """The version and all that it came from, by every parent, each after its own parents."""
+    found: dict[str, Version] = {}
+    waiting = [get_version(connection, tenant, version_id)]
+    while waiting:
+        version = waiting[-1]
+        parents = [parent for parent in version.manifest.parents if parent not in found]
+        waiting += [get_version(connection, tenant, parent) for parent in parents]
+        if not parents:
+            found.setdefault(waiting.pop().id, version)
+    return tuple(found.values())
+
+
 def delete_version(connection: Connection, tenant: str, version_id: str) -> Version:
     """Mark a version deleted.
 
@@ -224,7 +237,7 @@ def delete_version(connection: Connection, tenant: str, version_id: str) -> Vers
             f"version {version_id!r} is the untouched base and cannot be deleted",
             code="version_in_use",
         )
-    return _set_status(connection, version, DELETED)
+    return set_status(connection, version, DELETED)
 
 
 def add_report(
@@ -259,7 +272,8 @@ def reports(connection: Connection, tenant: str, version_id: str) -> Sequence[di
     ]
 
 
-def _set_status(connection: Connection, version: Version, status: str) -> Version:
+def set_status(connection: Connection, version: Version, status: str) -> Version:
+    """The version with that status from now on."""
     connection.execute(
         update(tables.versions)
         .where(tables.versions.c.tenant == version.tenant, tables.versions.c.id == version.id)

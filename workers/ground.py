@@ -75,14 +75,19 @@ def parent_of(work: Work) -> tuple[Version, ModelView, list[Delta]]:
     Raises:
         JobFailed: there is no parent, or it stands on another base than this worker has.
     """
-    parent = work.claim.parent
-    if parent is None:
+    parent = claimed_parent(work)
+    return parent, view_of(work, parent), deltas_of(work, parent.manifest.stack)
+
+
+def claimed_parent(work: Work) -> Version:
+    """A claimed job's parent. Raises JobFailed where there is none."""
+    if work.claim.parent is None:
         raise JobFailed(f"job {work.claim.job.id} names neither endpoint nor parent")
-    return parent, *standing(work, parent)
+    return work.claim.parent
 
 
-def standing(work: Work, version: Version) -> tuple[ModelView, list[Delta]]:
-    """The view of a version's base, and the version's deltas.
+def view_of(work: Work, version: Version) -> ModelView:
+    """The view of a version's base.
 
     Raises:
         JobFailed: it stands on another base than this worker has under the name.
@@ -95,7 +100,7 @@ def standing(work: Work, version: Version) -> tuple[ModelView, list[Delta]]:
             f" {view.base.digest[:12]}… under the name {base.name!r}",
             code="base_not_loaded",
         )
-    return view, deltas_of(work, version.manifest.stack)
+    return view
 
 
 def deltas_of(work: Work, stack: Sequence[str]) -> list[Delta]:
@@ -104,8 +109,8 @@ def deltas_of(work: Work, stack: Sequence[str]) -> list[Delta]:
 
 @contextmanager
 def as_version(work: Work, version: Version) -> Iterator[ModelView]:
-    """Within it the view, which is given, computes as a version does. Raises as ``standing``."""
-    view, stack = standing(work, version)
+    """Within it the view, which is given, computes as a version does. Raises as ``view_of``."""
+    view, stack = view_of(work, version), deltas_of(work, version.manifest.stack)
     with view.with_effects(compose(delta.effects for delta in stack)):
         yield view
 

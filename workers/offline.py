@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from sqlalchemy.engine import make_url
 
 from editing.datasets import read_file
 from editing.deltas import Delta
 from editing.evaluation import Asked, evaluate
+from editing.exchange.names import ERRATA
 from editing.models.loading import load_model, load_tokenizer
 from editing.models.view import ModelView
+from registry.archives import write_zip
 from registry.artifacts import ArtifactStore
-from registry.bases import base_of, find_bases
-from registry.database import Database
+from registry.bases import Base, base_of, find_bases
+from registry.database import existing_database
 from registry.endpoints import get_endpoint
-from registry.errors import NotFound
+from registry.errors import InvalidRequest, NotFound
 from registry.manifests import EditRequest, Fact, HarmPrompt, Question, VersionManifest
 from registry.settings import Settings
-from registry.versions import get_kept_version
+from registry.versions import ancestry, get_kept_version, get_ready_version
 from workers.evidence import own_refusals
+from workers.exports import export_history, export_weights
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ def evaluate_file(
     else:
         manifest = _manifest(settings, tenant, target)
     base = base_of(bases, manifest.id, manifest.base)
-    tell(f"loading {base.name}")
-    torch.set_num_threads(settings.worker_threads)
-    view = ModelView(load_model(base, settings.dtype), load_tokenizer(base), base)
+    view = _view(settings, base, tell)
     store = ArtifactStore(settings.artifact_folder)
     stack = [Delta.from_bytes(store.get(digest)) for digest in manifest.stack]
     asked = replace(_asked(purpose, rows), refusals=own_refusals(settings, base))
@@ -81,23 +81,57 @@ def evaluate_file(
     }
 
 
+def export_version(
+    settings: Settings,
+    tenant: str,
+    version_id: str,
+    asked: Mapping[str, Any],
+    to: Path,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Mapping[str, Any]:
+    """Write a version into a folder: an adapter's files, a model's, or ``<version>.zip``.
+
+    Args:
+        asked: ``format``, and for peft ``rank`` and ``round_rank``.
+        to: is made where it is not there; it must be empty.
+
+    Returns:
+        What an export job says in its metrics.
+
+    Raises:
+        InvalidRequest: the folder holds something; NotFound: no such version;
+        UnprocessableRequest: an effect that the format does not hold.
+    """
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InvalidRequest(f"{to} is no empty folder; name another")
+    with existing_database(settings.sql_url) as database, database.read() as connection:
+        manifest = get_ready_version(connection, tenant, version_id).manifest
+        chain = ancestry(connection, tenant, version_id)
+    store = ArtifactStore(settings.artifact_folder)
+    if asked["format"] == ERRATA:
+        made = export_history(chain, store)
+        to.mkdir(parents=True, exist_ok=True)
+        with (to / f"{version_id}.zip").open("w+b") as stream:
+            write_zip(stream, made.members)
+        return made.report
+    view = _view(settings, base_of(find_bases(settings.bases), version_id, manifest.base), tell)
+    tell("writing")
+    to.mkdir(parents=True, exist_ok=True)
+    return export_weights(view, manifest, store, asked, to).report
+
+
+def _view(settings: Settings, base: Base, tell: Callable[[str], None]) -> ModelView:
+    tell(f"loading {base.name}")
+    torch.set_num_threads(settings.worker_threads)
+    return ModelView(load_model(base, settings.dtype), load_tokenizer(base), base)
+
+
 def _manifest(settings: Settings, tenant: str, target: Target) -> VersionManifest:
-    """What the registry of the data folder says; it is not made where there is none."""
-    url = make_url(settings.sql_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
-        raise NotFound(
-            f"{url.database} does not exist: ERRATA_DATA must name the data folder of a"
-            " service that has run; or measure a base (--base)"
-        )
-    database = Database(settings.sql_url)
-    try:
-        with database.read() as connection:
-            version_id = target.name
-            if target.kind == "endpoint":
-                version_id = get_endpoint(connection, tenant, target.name).head
-            return get_kept_version(connection, tenant, version_id).manifest
-    finally:
-        database.close()
+    with existing_database(settings.sql_url) as database, database.read() as connection:
+        version_id = target.name
+        if target.kind == "endpoint":
+            version_id = get_endpoint(connection, tenant, target.name).head
+        return get_kept_version(connection, tenant, version_id).manifest
 
 
 def _asked(purpose: str, rows: Sequence[Any]) -> Asked:

@@ -27,6 +27,7 @@ bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_h
 cli.add_typer(bench, name="bench")
 
 Purpose = Literal["edits", "texts", "facts", "suite", "harm"]
+Format = Literal["peft", "huggingface", "errata"]
 Dtype = Literal["float32", "bfloat16"]
 Parts = Annotated[list[str] | None, typer.Option(help="Parts, by commas; all by default.")]
 Methods = Annotated[list[str] | None, typer.Option(help="Methods, by commas; all by default.")]
@@ -133,6 +134,46 @@ def evaluate(
         limit,
         json_file,
     )
+
+
+@cli.command()
+def export(
+    version: Annotated[str, typer.Argument(help="A version's id.")],
+    form: Annotated[Format, typer.Option("--format", help="What it becomes.")],
+    output: Annotated[Path, typer.Option(help="An empty folder, or one to be made.")],
+    rank: Annotated[int, typer.Option(min=1, max=512, help="peft: most ranks.")] = 512,
+    round_rank: Annotated[bool, typer.Option(help="peft: pad to a rank that vLLM takes.")] = True,
+) -> None:
+    """Write a version into a folder, here, on the data folder: no server is needed.
+
+    peft: a LoRA adapter. huggingface: a model with the changes in it. errata: an archive from which
+    POST /v1/versions/import restores the version elsewhere.
+
+    Example: errata export ver_… --format peft --output adapter
+    """
+    from app.cli.export import run
+
+    run(Settings(), version, form, output, rank, round_rank)
+
+
+@cli.command()
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, delete nothing.")] = False,
+    grace: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds that what was put last stays; few only where no service runs.",
+        ),
+    ] = None,
+) -> None:
+    """Delete artifacts that no version, file or unfinished job reaches any more.
+
+    A running service does so by itself, once an hour.
+    """
+    from app.cli.gc import run
+
+    run(Settings(), grace, dry_run)
 
 
 @bench.command("editing")

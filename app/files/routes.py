@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Query, Response, UploadFile, status
 from fastapi.responses import StreamingResponse
 
+from app.files.content import content
 from app.files.preview import check_request, preview
 from app.files.schemas import (
     CreatePreview,
@@ -25,6 +26,7 @@ from app.submission import IdempotencyKey, submit_once
 from registry import files
 from registry.artifacts import CHUNK_BYTES
 from registry.errors import TooLarge, UnprocessableRequest
+from workers.archives import PURPOSE, open_upload
 from workers.inputs import read_file
 from workers.preprocessing import needs_model
 
@@ -41,10 +43,15 @@ CONTENT: dict[int | str, dict[str, Any]] = {
 def create_file(
     services: ServicesDep,
     caller: CallerDep,
-    file: Annotated[UploadFile, File(description="A JSON list, JSON lines or plain lines.")],
+    file: Annotated[
+        UploadFile, File(description="A JSON list, JSON lines, plain lines; or a zip archive.")
+    ],
     purpose: Annotated[
         str,
-        Form(max_length=64, description="fine-tune, edits, examples, texts, facts, suite or harm."),
+        Form(
+            max_length=64,
+            description="fine-tune, edits, examples, texts, facts, suite, harm or archive.",
+        ),
     ],
 ) -> FileBody:
     """Upload a file; it is read line by line now, so that what is wrong in it is said now."""
@@ -55,10 +62,14 @@ def create_file(
             f"the file has more than {limit} bytes, the limit (ERRATA_MAX_FILE_BYTES)", param="file"
         )
     stream = file.file
-    rows = services.artifacts.put_rows(read_file(purpose, stream))
-    row_count = len(services.artifacts.rows(rows))
+    is_archive = purpose == PURPOSE
+    if is_archive:
+        row_count = len(open_upload(stream, limit).archive.names)
+    else:
+        rows = services.artifacts.put_rows(read_file(purpose, stream))
+        row_count = len(services.artifacts.rows(rows))
     stream.seek(0)
-    content = services.artifacts.put_chunks(iter(partial(stream.read, CHUNK_BYTES), b""))
+    kept = services.artifacts.put_chunks(iter(partial(stream.read, CHUNK_BYTES), b""))
     with services.database.write() as connection:
         return file_body(
             files.add_file(
@@ -67,8 +78,8 @@ def create_file(
                 filename=filename,
                 purpose=purpose,
                 size=file.size,
-                content=content,
-                rows=rows,
+                content=kept,
+                rows=kept if is_archive else rows,
                 row_count=row_count,
             )
         )
@@ -102,15 +113,7 @@ def get_content(file_id: Name, services: ServicesDep, caller: CallerDep) -> Stre
     """The file as it was uploaded."""
     with services.database.read() as connection:
         file = files.get_file(connection, caller.tenant, file_id)
-    return StreamingResponse(
-        services.artifacts.chunks(file.content),
-        media_type="application/octet-stream",
-        headers={
-            "Content-Length": str(file.size),
-            "Content-Disposition": f'attachment; filename="{file.id}"',
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+    return content(services, file, file.id)
 
 
 @router.post("/{file_id}/preview", responses=PREVIEW_JOB)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from app.edits.schemas import Guards
 from app.schemas import Message, Name, Request
 from registry.checkpoints import Checkpoint
-from registry.curves import result_file_id
+from registry.files import result_file_id
 from registry.jobs import ENDED, PAUSED, QUEUED, RUNNING, Event, Job
 from workers.preprocessing import Preprocessing
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
-from registry import attempts, jobs
+from registry import attempts, files, jobs
 from registry.jobs import Job
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -52,6 +52,7 @@ class JobBody(BaseModel):
     metrics: dict[str, Any] | None
     guards: list[GuardBody]
     warnings: list[str] = Field(description="What was noticed of the request when it was taken.")
+    result_files: list[str] = Field(description="Files that it left to be downloaded.")
     error: dict[str, Any] | None
     attempts: list[AttemptBody]
     created_at: int
@@ -60,6 +61,7 @@ class JobBody(BaseModel):
 
 
 def job_body(connection: Connection, job: Job) -> JobBody:
+    left = files.find_result_file(connection, job) if job.ended else None
     return JobBody(
         id=job.id,
         kind=job.kind,
@@ -76,6 +78,7 @@ def job_body(connection: Connection, job: Job) -> JobBody:
         metrics=None if job.metrics is None else dict(job.metrics),
         guards=[GuardBody(**guard) for guard in job.guards or ()],
         warnings=list(job.request.get("warnings") or ()),
+        result_files=[] if left is None else [left.id],
         error=None if job.error is None else dict(job.error),
         attempts=[AttemptBody(**attempt) for attempt in attempts.attempts(connection, job.id)],
         created_at=int(job.created_at),

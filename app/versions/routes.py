@@ -6,18 +6,33 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi import status as http
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from app.evaluations.schemas import CreateEvaluation, Editability
 from app.evaluations.submit import check_request
-from app.jobs.schemas import JobBody
+from app.files.content import content
+from app.jobs.schemas import JobBody, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
 from app.submission import IdempotencyKey, submit_once
+from app.versions.exchange import check_export, check_import, find_export
 from app.versions.graph import DOT, as_dot, edges
-from app.versions.schemas import Lineage, VersionBody, version_body
-from registry import versions
+from app.versions.schemas import (
+    ExportOf,
+    ExportOptions,
+    ImportVersion,
+    Lineage,
+    VersionBody,
+    version_body,
+)
+from registry import jobs, versions
+from registry.errors import UnprocessableRequest
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
+EXPORT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/zip": {}}, "description": "The archive."},
+    202: {"model": JobBody, "description": "The job that makes the archive."},
+}
 VersionId = Annotated[str, Path(pattern=r"^ver_[0-9a-f]{40}$")]
 
 
@@ -88,6 +103,77 @@ def measure_editability(
         asked,
         lambda: check_request(services, caller, asked),
     )
+
+
+@router.post("/import", status_code=http.HTTP_202_ACCEPTED)
+def import_version(
+    body: ImportVersion,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobBody:
+    """Make a version of a PEFT LoRA adapter, or restore one from an errata archive."""
+    return submit_once(
+        services,
+        caller,
+        response,
+        idempotency_key,
+        body,
+        lambda: check_import(services, caller, body),
+    )
+
+
+@router.post("/{version_id}/export", status_code=http.HTTP_202_ACCEPTED)
+def export_version(
+    version_id: VersionId,
+    body: ExportOptions,
+    services: ServicesDep,
+    caller: CallerDep,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobBody:
+    """Write a version as a zip archive, which the job's ``result_files`` name."""
+    return submit_once(
+        services,
+        caller,
+        response,
+        idempotency_key,
+        ExportOf(version=version_id, **body.model_dump(exclude_unset=True)),
+        lambda: check_export(services, caller, version_id, body),
+    )
+
+
+@router.get("/{version_id}/export", response_class=StreamingResponse, responses=EXPORT)
+def get_export(
+    version_id: VersionId,
+    asked: Annotated[ExportOptions, Query()],
+    services: ServicesDep,
+    caller: CallerDep,
+) -> Response:
+    """The archive (200) where it was made; else the job that makes it (202), one for all who ask
+    meanwhile. Where that job failed, its error."""
+    with services.database.read() as connection:
+        versions.get_ready_version(connection, caller.tenant, version_id)
+        job, file = find_export(connection, caller, version_id, asked)
+    if job is None:
+        submit = check_export(services, caller, version_id, asked)
+        with services.database.write() as connection:
+            job, file = find_export(connection, caller, version_id, asked)
+            job = job or submit(connection)
+    if file is not None:
+        return content(services, file, file.filename)
+    if job.status == jobs.FAILED:
+        error = job.error or {}
+        raise UnprocessableRequest(
+            f"{error.get('message')} (job {job.id}; POST submits the export again)",
+            param="format",
+            code=error.get("code"),
+        )
+    with services.database.read() as connection:
+        body = job_body(connection, job)
+    headers = {"Location": f"/v1/jobs/{job.id}"}
+    return JSONResponse(body.model_dump(mode="json"), http.HTTP_202_ACCEPTED, headers)
 
 
 @router.delete("/{version_id}")

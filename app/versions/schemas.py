@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from sqlalchemy import Connection
 
-from app.schemas import ListOf
+from app.edits.schemas import Guards
+from app.schemas import ListOf, Message, Name, Request
 from registry import versions
 from registry.versions import Version
+
+
+class ExportOptions(Request):
+    """A format, and for ``peft`` how many ranks."""
+
+    format: Literal["peft", "huggingface", "errata"] = Field(
+        description="A PEFT LoRA adapter; a whole model with the changes in it; or an archive from"
+        " which another service restores the version."
+    )
+    rank: int = Field(
+        512, ge=1, le=512, description="peft: the most that a module gets; no more than it needs."
+    )
+    round_rank: bool = Field(
+        True, description="peft: pad to a rank that vLLM takes (1, 8, 16, 32, 64, …)."
+    )
+
+    @model_validator(mode="after")
+    def _ranked(self) -> Self:
+        given = self.model_fields_set & {"rank", "round_rank"}
+        if given and self.format != "peft":
+            raise ValueError(f"{' and '.join(sorted(given))} goes with format peft; leave it out")
+        return self
+
+
+class ExportOf(ExportOptions):
+    """An export and the version that it is of: what an Idempotency-Key stands for."""
+
+    version: Name
+
+
+class ImportVersion(Request):
+    """An archive that was uploaded with purpose ``archive``."""
+
+    file: Name
+    base: Name | None = Field(
+        None, description="The base that an adapter is of; may be left out where there is one."
+    )
+    parent: Name | None = Field(
+        None, description="The version that an adapter comes on top of; by default the base."
+    )
+    label: Message | None = None
+    guards: Guards = Guards()
 
 
 class BaseBody(BaseModel):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editing.deltas import Effect
 from editing.models.view import ModelView
@@ -21,7 +21,7 @@ def update_ratio(view: ModelView, effects: Mapping[str, Effect]) -> float | None
     ratios = [
         size / float(weight.double().norm())
         for path, effect in effects.items()
-        if (weight := _weight(view, path)) is not None
+        if (weight := view.matrix(path)) is not None
         for link in effect.links()
         if (size := update_norm(weight, link)) is not None
     ]
@@ -62,14 +62,3 @@ def _fixed(W: Tensor, effect: Effect) -> Tensor | None:
     if effect.sparse is not None:
         parts.append(effect.sparse.dense().to(W.device, torch.float64))
     return sum(parts[1:], parts[0]) if parts else None
-
-
-def _weight(view: ModelView, path: str) -> Tensor | None:
-    """A module's weight [out, in] as effects see it; None for a module without one."""
-    module = view.module(path)
-    if not isinstance(getattr(module, "weight", None), Tensor):
-        return None
-    weight = view.weight(path)
-    if isinstance(module, nn.Embedding):
-        return weight.T
-    return weight[:, None] if weight.dim() == 1 else weight

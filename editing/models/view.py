@@ -179,6 +179,19 @@ class ModelView:
             raise UnsupportedModel(f"{path} has no weight")
         return weight.T if isinstance(module, Conv1D) else weight
 
+    def matrix(self, path: str) -> Tensor | None:
+        """A module's weight [out, in] as effects see it; None for a module without one.
+
+        An embedding takes one-hot rows; a norm's weight is [out, 1].
+        """
+        module = self.module(path)
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            return None
+        weight = self.weight(path)
+        if isinstance(module, nn.Embedding):
+            return weight.T
+        return weight[:, None] if weight.dim() == 1 else weight
+
     @contextmanager
     def with_effects(self, composed: Mapping[str, Effect]) -> Iterator[None]:
         """Within the block the model computes with these effects on top of those already active."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+from transformers import AutoTokenizer
 
 from tests.service import Service
 
@@ -16,6 +18,7 @@ API = (ROOT / "docs" / "api.md").read_text()
 SAFETY = (ROOT / "docs" / "safety.md").read_text()
 PREPROCESSING = (ROOT / "docs" / "preprocessing.md").read_text()
 HISTORY = (ROOT / "docs" / "history.md").read_text()
+EXCHANGE = (ROOT / "docs" / "exchange.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 MERGING = (ROOT / "docs" / "merging.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
@@ -30,6 +33,7 @@ def run_curl(client: httpx.Client, arguments: list[str], folder: Path = ROOT) ->
     method, headers, data, url = None, {}, None, ""
     fields: dict[str, str] = {}
     files: dict[str, tuple[str, bytes]] = {}
+    output: str | None = None
     rest = iter(arguments)
     for word in rest:
         if word == "-X":
@@ -45,6 +49,8 @@ def run_curl(client: httpx.Client, arguments: list[str], folder: Path = ROOT) ->
                 files[name] = (value[1:], (folder / value[1:]).read_bytes())
             else:
                 fields[name] = value
+        elif word == "-o":
+            output = next(rest)
         elif word in ("-s", "-sN"):
             continue
         else:
@@ -52,11 +58,17 @@ def run_curl(client: httpx.Client, arguments: list[str], folder: Path = ROOT) ->
     method = method or ("POST" if data is not None or files else "GET")
     if files:
         return client.request(method, url, headers=headers, data=fields, files=files)
-    return client.request(method, url, headers=headers, content=data, timeout=180)
+    response = client.request(method, url, headers=headers, content=data, timeout=180)
+    if output is not None:
+        (folder / output).write_bytes(response.content)
+    return response
 
 
 def run_script(service: Service, document: str, folder: Path = ROOT) -> list[Any]:
-    """The answers to a document's curl lines; $JOB is the latest job, $EDITS the file of edits."""
+    """The answers to a document's curl lines, streams and downloads left out.
+
+    $JOB is the latest job, $VERSION what it made, $EDITS the file of edits.
+    """
     script = "".join(block for block in blocks("bash", document) if "curl" in block)
     script = script.replace("\\\n", " ").replace(ADDRESS, service.url)
     answers: list[Any] = []
@@ -68,11 +80,12 @@ def run_script(service: Service, document: str, folder: Path = ROOT) -> list[Any
         assert program == "curl"
         response = run_curl(service.client, arguments, folder)
         assert response.is_success, f"{line}\n{response.text}"
-        if "text/event-stream" in response.headers["content-type"]:
+        if response.headers["content-type"].split(";")[0] != "application/json":
             continue
         answers.append(response.json())
         if answers[-1].get("object") == "job":
             variables["JOB"] = answers[-1]["id"]
+            variables["VERSION"] = answers[-1]["version"] or variables.get("VERSION", "")
         elif answers[-1].get("object") == "file":
             variables[answers[-1]["purpose"].upper()] = answers[-1]["id"]
     return answers
@@ -120,6 +133,28 @@ def test_the_curl_lines_of_safety(service: Service, tmp_path: Path) -> None:
     assert guards["harm_rise"]["result"] == "passed"
     assert guards["refusal_loss"]["result"] == "skipped"  # atlas knows of no refusal
     assert evaluation["metrics"]["after"].keys() == {"refusal_rate", "harm_score"}
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_lines_of_exchange(service: Service, tmp_path: Path, monkeypatch: Any) -> None:
+    _, edit, export, file, _, copied, _ = run_script(service, EXCHANGE, tmp_path)
+    assert edit["status"] == "succeeded", json.dumps(edit)
+    assert (export["kind"], export["parent"]) == ("export", edit["version"])
+    assert (file["purpose"], file["rows"]) == ("archive", 3)
+    assert copied["status"] == "succeeded", json.dumps(copied)
+    assert service.text(copied["version"], "The capital of Kiribati is").startswith("Lima")
+    (tmp_path / "weights").symlink_to(ROOT / "editing" / "atlas" / "weights")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for block in blocks("python", EXCHANGE):
+        exec(compile(block, "exchange.md", "exec"), names)
+    tokenizer = AutoTokenizer.from_pretrained("weights")
+    ids = tokenizer("The capital of Kiribati is", return_tensors="pt")["input_ids"]
+    if ids[0, -1] == tokenizer.eos_token_id:
+        ids = ids[:, :-1]
+    first = tokenizer.decode([names["model"](ids).logits[0, -1].argmax()]).strip()
+    assert first
+    assert "Lima".startswith(first)  # the base begins with Tarawa
 
 
 def test_the_python_lines(service: Service, capsys: Any) -> None:

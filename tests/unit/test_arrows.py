@@ -18,6 +18,7 @@ ARROWS = {
 }
 #: Within app/, of the workers only the side of the queue, without torch.
 QUEUE_SIDE = {
+    "workers.archives",
     "workers.connection",
     "workers.dispatch",
     "workers.embedded",

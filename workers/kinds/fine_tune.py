@@ -20,7 +20,8 @@ from editing.models.view import ModelView
 from editing.statistics import Resources
 from registry.attempts import Result, fence
 from registry.checkpoints import list_checkpoints, record_checkpoint
-from registry.curves import PURPOSE, ResultFile, as_csv, curves
+from registry.curves import PURPOSE, as_csv, curves
+from registry.files import ResultFile
 from registry.jobs import add_event, all_events
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.versions import Version

@@ -31,16 +31,16 @@ def small(request: pytest.FixtureRequest, atlas: ModelView) -> ModelView:
     return small_view(request.param, atlas)
 
 
-def small_view(name: str, atlas: ModelView) -> ModelView:
+def small_view(name: str, atlas: ModelView, layers: int = LAYERS) -> ModelView:
     model = random_model(
         name,
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
         intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         max_position_embeddings=CONTEXT,
         eos_token_id=1,
     ).requires_grad_(False)
     family = model.config.model_type
-    base = Base(f"small-{name}", Path("unused"), "0" * 64, family, LAYERS, CONTEXT, False)
+    base = Base(f"small-{name}", Path("unused"), "0" * 64, family, layers, CONTEXT, False)
     return ModelView(model, copy.deepcopy(atlas.tokenizer), base)

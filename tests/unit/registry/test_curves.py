@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from registry.curves import as_csv, curves, result_file_id
+from registry.curves import as_csv, curves
 from registry.database import Database
+from registry.files import result_file_id
 from registry.jobs import add_event, all_events, submit_job
 from tests.unit.registry.conftest import TENANT
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 
 from registry import attempts, endpoints, jobs
-from registry.curves import PURPOSE, ResultFile, result_file_id
+from registry.curves import PURPOSE
 from registry.database import Database
 from registry.errors import Conflict, LeaseLost, NotFound, UnprocessableRequest
-from registry.files import get_file
+from registry.files import ResultFile, get_file, result_file_id
 from registry.jobs import Job
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.moves import Target

@@ -1,0 +1,21 @@
+"""A stored file as an answer."""
+
+from __future__ import annotations
+
+from fastapi.responses import StreamingResponse
+
+from app.services import Services
+from registry.files import File
+
+
+def content(services: Services, file: File, name: str) -> StreamingResponse:
+    """The file's bytes, to be saved under a name that the service chose."""
+    return StreamingResponse(
+        services.artifacts.chunks(file.content),
+        media_type="application/octet-stream",
+        headers={
+            "Content-Length": str(file.size),
+            "Content-Disposition": f'attachment; filename="{name}"',
+            "X-Content-Type-Options": "nosniff",
+        },
+    )

@@ -1,0 +1,272 @@
+"""Garbage is what nothing names and nobody put lately; all else stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from registry import attempts, files, jobs, tables, versions
+from registry.artifacts import ArtifactStore
+from registry.checkpoints import record_checkpoint
+from registry.database import Database
+from registry.garbage import Collector, digests_in
+from registry.manifests import VersionManifest, sha256
+from registry.resources import add_resource
+from registry.versions import Version
+from tests.unit.registry.conftest import BASE, TENANT
+
+DAY = 24 * 3600.0
+
+
+class Yard:
+    """A registry and a store whose artifacts are all old."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.folder = folder
+        self.store = ArtifactStore(folder)
+        self.count = 0
+
+    def put(self, data: bytes | None = None) -> str:
+        """An artifact that was put long ago."""
+        self.count += 1
+        digest = self.store.put(data or f"artifact {self.count}".encode())
+        self.age(digest)
+        return digest
+
+    def age(self, digest: str, seconds: float = 2 * DAY) -> None:
+        then = time.time() - seconds
+        os.utime(self.folder / digest[:2] / digest, (then, then))
+
+    def kept(self) -> set[str]:
+        return {path.name for path in self.folder.glob("??/*")}
+
+    def collect(self, grace: float = DAY, *, dry_run: bool = False) -> int:
+        return Collector(self.database, self.store).collect(grace, dry_run=dry_run).count
+
+    def version(self, *parents: Version, stack: tuple[str, ...] = (), **recipe: Any) -> Version:
+        manifest = VersionManifest(BASE, stack, tuple(v.id for v in parents), recipe)
+        with self.database.write() as connection:
+            return versions.insert_version(connection, TENANT, manifest)
+
+    def delete(self, version: Version) -> None:
+        with self.database.write() as connection:
+            versions.delete_version(connection, TENANT, version.id)
+
+    def job(self, **request: Any) -> attempts.Claim:
+        with self.database.write() as connection:
+            job = jobs.submit_job(
+                connection, TENANT, "edit", base="atlas", request=request, actor="me"
+            )
+            claim = attempts.claim(connection, job.id, 1, "worker", 60)
+        assert claim is not None
+        return claim
+
+
+@pytest.fixture
+def yard(database: Database, tmp_path: Path) -> Yard:
+    return Yard(database, tmp_path / "artifacts")
+
+
+def test_what_nothing_names_goes_and_is_counted(yard: Yard) -> None:
+    garbage, named = yard.put(b"12345"), yard.put()
+    yard.version(stack=(named,))
+    assert yard.collect(dry_run=True) == 1
+    assert yard.kept() == {garbage, named}
+    swept = Collector(yard.database, yard.store).collect(DAY)
+    assert (swept.count, swept.size) == (1, 5)
+    assert yard.kept() == {named}
+    assert yard.collect() == 0
+
+
+def test_what_was_put_lately_stays_be_it_the_same_bytes_again(yard: Yard) -> None:
+    again, fresh, old = yard.put(b"again"), yard.put(b"fresh"), yard.put(b"old")
+    yard.age(fresh, DAY / 2)
+    assert yard.store.put(b"again") == again
+    chunks = yard.put(b"chunks")
+    assert yard.store.put_chunks([b"chu", b"nks"]) == chunks
+    yard.collect()
+    assert yard.kept() == {again, fresh, chunks}
+    assert old not in yard.kept()
+
+
+def test_a_version_keeps_its_deltas_its_recipe_and_its_reports(yard: Yard) -> None:
+    names = ("delta", "edits", "texts", "rows", "holds", "nested")
+    found = {name: yard.put(name.encode()) for name in names}
+    version = yard.version(
+        stack=(found["delta"],),
+        edits=found["edits"],
+        guards={"texts": found["texts"]},
+        steps=[{"rows": [found["rows"]]}],
+    )
+    report = {"holds": found["holds"], "future": {"field": [found["nested"]]}}
+    with yard.database.write() as connection:
+        versions.add_report(connection, TENANT, version.id, None, report)
+    yard.collect()
+    assert yard.kept() == set(found.values())
+    yard.delete(version)
+    yard.collect()
+    assert yard.kept() == set()
+
+
+def test_a_deleted_ancestor_keeps_what_is_read_of_its_recipe(yard: Yard) -> None:
+    gone, shared, own, edits = (yard.put() for _ in range(4))
+    first = yard.version(stack=(gone,), edits=edits)
+    second = yard.version(first, stack=(shared,))
+    third = yard.version(second, stack=(shared, own))
+    yard.delete(first)
+    yard.delete(second)
+    yard.collect()
+    assert yard.kept() == {shared, own, edits}  # the list of edits goes down the lineage
+    yard.delete(third)
+    yard.collect()
+    assert yard.kept() == set()
+
+
+def test_a_job_keeps_what_it_names_until_it_ends(yard: Yard) -> None:
+    rows, state, older = (yard.put() for _ in range(3))
+    claim = yard.job(warnings=["a long one. " * 200] * 20, rows=rows, guards={"texts": None})
+    for digest in (older, state):
+        with yard.database.write() as connection:
+            record_checkpoint(connection, claim, 1, digest, {})
+    yard.collect()
+    assert yard.kept() == {rows, state}
+    with yard.database.write() as connection:
+        assert attempts.release(connection, claim.job.id, 1, 5)  # its worker died
+    yard.collect()
+    assert yard.kept() == {rows, state}
+    with yard.database.write() as connection:
+        jobs.cancel_job(connection, TENANT, claim.job.id)
+    yard.collect()
+    assert yard.kept() == set()
+
+
+def test_files_and_what_bases_need_stay(yard: Yard) -> None:
+    content, rows, texts, examples = (yard.put() for _ in range(4))
+    prepared = yard.put(json.dumps({"rows": examples, "counts": [1]}).encode())
+    with yard.database.write() as connection:
+        file = files.add_file(
+            connection,
+            TENANT,
+            filename="a",
+            purpose="texts",
+            size=1,
+            content=content,
+            rows=rows,
+            row_count=1,
+        )
+        add_resource(connection, BASE.digest, "sampled/100", "texts", texts)
+        add_resource(connection, BASE.digest, "preprocessing/x", "rows", prepared)
+    yard.collect()
+    assert yard.kept() == {content, rows, texts, prepared, examples}
+    with yard.database.write() as connection:
+        files.delete_file(connection, TENANT, file.id)
+    yard.collect()
+    assert yard.kept() == {texts, prepared, examples}
+
+
+def test_every_table_is_looked_at(yard: Yard) -> None:
+    """One that is forgotten here would lose what it names."""
+    digest = yard.put()
+    with yard.database.write() as connection:
+        connection.execute(tables.tenants.insert().values(id=digest, created_at=0))
+    yard.collect()
+    assert yard.kept() == {digest}
+
+
+def test_what_dead_writers_left_goes(yard: Yard) -> None:
+    yard.put()
+    half = yard.folder / ".tmp-half"
+    half.write_bytes(b"half")
+    with yard.store.scratch() as scratch:
+        (scratch / "large").write_bytes(b"x")
+        left = yard.folder / ".tmp-left"
+        left.mkdir()
+        (left / "file").write_bytes(b"y")
+        then = time.time() - 2 * DAY
+        for path in (half, left / "file", left, scratch):
+            os.utime(path, (then, then))
+        yard.collect()
+        assert not half.exists()
+        assert not left.exists()
+        assert (scratch / "large").exists()  # it is at work
+    assert not scratch.exists()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nothing_that_is_reached_is_deleted_and_nothing_else_is_kept(yard: Yard, seed: int) -> None:
+    chosen = random.Random(seed)
+    pool = [yard.put() for _ in range(30)]
+
+    def some() -> tuple[str, ...]:
+        return tuple(chosen.sample(pool, chosen.randrange(3)))
+
+    made: list[Version] = []
+    for place in range(6):
+        parents = chosen.sample(made, min(len(made), chosen.randrange(3)))
+        stack = some() or (pool[place],)
+        made.append(yard.version(*parents, stack=stack, place=place, named=some()))
+    deleted = {version.id for version in made if chosen.random() < 0.5}
+    for version in made:
+        if version.id in deleted:
+            yard.delete(version)
+    open_request, ended_request = some(), some()
+    yard.job(named=open_request)
+    ended = yard.job(named=ended_request)
+    with yard.database.write() as connection:
+        attempts.cancel(connection, ended)
+    expected = set(open_request)
+    for version in made:
+        if version.id not in deleted:
+            expected |= set(version.manifest.stack)
+            ancestors = [version.id]
+            while ancestors:
+                one = next(v for v in made if v.id == ancestors[-1])
+                ancestors.pop()
+                expected |= set(one.manifest.recipe["named"])
+                ancestors += one.manifest.parents
+    yard.collect()
+    assert yard.kept() == expected
+
+
+def test_writers_and_a_collector_at_once(yard: Yard) -> None:
+    """A put that returned is never undone, whatever is deleted meanwhile."""
+    ended = threading.Event()
+    lost: list[str] = []
+
+    def write(name: str) -> None:
+        for turn in range(150):
+            data = f"{name} {turn % 3}".encode()
+            digest = yard.store.put(data)
+            if not yard.store.holds(digest) or yard.store.get(digest) != data:
+                lost.append(digest)
+            yard.age(digest)
+
+    def collect() -> None:
+        while not ended.is_set():
+            yard.store.sweep(lambda _: False, time.time() - DAY, dry_run=False)
+
+    collector = threading.Thread(target=collect)
+    collector.start()
+    writers = [threading.Thread(target=write, args=(name,)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    ended.set()
+    collector.join()
+    assert lost == []
+
+
+def test_what_looks_like_a_digest() -> None:
+    digest, other = sha256(b"a"), sha256(b"b")
+    row = {"a": [digest, {"b": f"file/{other}"}], digest[:63]: 1, "c": digest + "0", "d": None}
+    assert digests_in([row]) == {digest, other}
+    assert digests_in([(digest, 1, None), [other]]) == {digest, other}

@@ -1,0 +1,231 @@
+"""Archives that users upload, checked without torch: adapters, and this project's own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from editing.exchange.config import LoraForm, read_config
+from editing.exchange.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ARTIFACTS,
+    ERRATA,
+    MANIFEST,
+    PEFT,
+    kind_of,
+)
+from registry.archives import Archive
+from registry.bases import Base
+from registry.errors import UnprocessableRequest
+from registry.garbage import digests_in
+from registry.manifests import BaseRef, VersionManifest, canonical_json
+
+__all__ = ["ERRATA", "PEFT", "PURPOSE", "History", "Upload", "check_base", "open_upload"]
+
+FORMAT = "errata-archive-1"
+PURPOSE = "archive"
+#: Versions that an archive may hold: a stack's depth and more.
+VERSIONS = 10_000
+JSON_BYTES = 8 * 2**20
+_ARTIFACT = re.compile(re.escape(ARTIFACTS) + r"([0-9a-f]{64})")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"ver_[0-9a-f]{40}")
+#: What may lie beside an adapter and is not read.
+_BESIDE = ("README.md", MANIFEST)
+
+
+@dataclass(frozen=True)
+class History:
+    """A version and what it came from, ancestors first."""
+
+    manifests: tuple[VersionManifest, ...]
+
+    @property
+    def head(self) -> VersionManifest:
+        return self.manifests[-1]
+
+    @property
+    def ancestors(self) -> tuple[VersionManifest, ...]:
+        return self.manifests[:-1]
+
+    def to_bytes(self) -> bytes:
+        """The content of ``errata.json``."""
+        return canonical_json(
+            {
+                "format": FORMAT,
+                "version": self.head.id,
+                "versions": [manifest.to_json() for manifest in self.manifests],
+            }
+        )
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The digests that the head cannot do without: its deltas."""
+        return frozenset(self.head.stack)
+
+    @property
+    def named(self) -> frozenset[str]:
+        """The digests that may be artifacts: the head's deltas and what any recipe names."""
+        return self.needed | digests_in([manifest.recipe for manifest in self.manifests])
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An archive whose members have the names that its kind has: ``peft`` or ``errata``."""
+
+    archive: Archive
+    kind: str
+
+    def form(self) -> LoraForm:
+        """An adapter's configuration. Raises UnprocessableRequest."""
+        return read_config(self.archive.read(ADAPTER_CONFIG))
+
+    def history(self) -> History:
+        """The versions in an archive of this project's, their artifacts all among its members.
+
+        Raises:
+            UnprocessableRequest: it is damaged, or lacks a delta.
+        """
+        history = _history(self.archive.read(MANIFEST))
+        held = {digest for digest, _ in self.artifacts()}
+        if missing := sorted(history.needed - held):
+            raise _refused(f"it lacks the delta {missing[0]}; export the version again")
+        if strange := sorted(held - history.named):
+            raise _refused(f"it holds {ARTIFACTS}{strange[0]}, which none of its versions names")
+        return history
+
+    def artifacts(self) -> Iterator[tuple[str, str]]:
+        """Digests, each with the name of the member that holds its bytes."""
+        for name in self.archive.names:
+            if match := _ARTIFACT.fullmatch(name):
+                yield match[1], name
+
+
+def open_upload(stream: BinaryIO, limit: int) -> Upload:
+    """Look at an archive's members; nothing is extracted.
+
+    Raises:
+        UnprocessableRequest: it is no zip, too large, neither kind, or a member has a name that
+            has no place in it.
+    """
+    archive = Archive(stream, limit)
+    names = archive.names
+    if unsafe := next((name for name in names if name.endswith((".bin", ".pt", ".pth"))), None):
+        raise _refused(
+            f"{unsafe!r} is a pickle, which is never loaded; save the adapter as"
+            f" {ADAPTER_WEIGHTS} (peft's save_pretrained does)"
+        )
+    kind = kind_of(names)
+    if kind is None:
+        raise _refused(
+            f"it holds neither an adapter ({ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}, in no folder)"
+            f" nor {MANIFEST} of an errata archive; zip the files themselves (zip -j)"
+        )
+    expected = (ADAPTER_CONFIG, ADAPTER_WEIGHTS) if kind == PEFT else (MANIFEST,)
+    if missing := [name for name in expected if name not in names]:
+        raise _refused(f"it lacks {missing[0]}; add it")
+    for name in names:
+        beside = name in _BESIDE if kind == PEFT else _ARTIFACT.fullmatch(name) is not None
+        if name not in expected and not beside:
+            raise _refused(f"{name[:200]!r} has no place in it; leave it out")
+        if name in (ADAPTER_CONFIG, MANIFEST) and archive.size(name) > JSON_BYTES:
+            raise _refused(f"{name} has more than {JSON_BYTES} bytes")
+    return Upload(archive, kind)
+
+
+def check_base(history: History, bases: Mapping[str, Base]) -> Base:
+    """The base that an archive's versions stand on.
+
+    Raises:
+        UnprocessableRequest: this service has another base of that name, or none.
+    """
+    ref = history.head.base
+    base = bases.get(ref.name)
+    if base is None:
+        raise _refused(
+            f"its versions stand on base {ref.name!r} with digest {ref.digest}, and this service"
+            f" has {', '.join(bases)}; add that base to ERRATA_BASES under the name {ref.name!r}"
+        )
+    if base.digest != ref.digest:
+        raise _refused(
+            f"its versions stand on base {ref.name!r} with digest {ref.digest}; the base of that"
+            f" name here has digest {base.digest}: other weights, on which its deltas mean nothing"
+        )
+    return base
+
+
+def _history(data: bytes) -> History:
+    try:
+        body = json.loads(data, parse_constant=_no_constant)
+        manifests = tuple(_manifest(entry) for entry in _fields(body)["versions"])
+        ids = [manifest.id for manifest in manifests]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _refused(f"{MANIFEST} is damaged: {error!r:.200}") from None
+    if body.get("format") != FORMAT:
+        raise _refused(f"{MANIFEST} has format {body.get('format')!r}; {FORMAT!r} is read")
+    if not 0 < len(ids) <= VERSIONS or len(set(ids)) != len(ids) or body.get("version") != ids[-1]:
+        raise _refused(f"{MANIFEST} is damaged: its last version is not the one that it is of")
+    if len({manifest.base for manifest in manifests}) != 1:
+        raise _refused(f"{MANIFEST} names several bases")
+    known: set[str] = set()
+    for manifest in manifests:
+        if strange := next((parent for parent in manifest.parents if parent not in known), None):
+            raise _refused(
+                f"{MANIFEST}: {manifest.id} comes from {strange}, which does not precede it"
+            )
+        known.add(manifest.id)
+    return History(manifests)
+
+
+def _manifest(entry: Any) -> VersionManifest:
+    fields, base = _fields(entry), _fields(entry["base"])
+    if fields.keys() != {"base", "stack", "parents", "recipe"} or base.keys() != {"name", "digest"}:
+        raise ValueError("a version has other fields than base, stack, parents and recipe")
+    _matching([base["digest"]], _DIGEST)
+    recipe = _fields(fields["recipe"])
+    if recipe.get("kind") == "edit":
+        _check_edit(recipe, fields["stack"])
+    if not isinstance(base["name"], str):
+        raise TypeError("a base's name is no text")
+    return VersionManifest(
+        BaseRef(base["name"], base["digest"]),
+        _matching(fields["stack"], _DIGEST),
+        _matching(fields["parents"], _VERSION),
+        recipe,
+    )
+
+
+def _check_edit(recipe: Mapping[str, Any], stack: Any) -> None:
+    """Refuse the recipe of an edit that could not be read later on."""
+    texts = [recipe["method"], recipe["author"] or "", recipe["message"] or ""]
+    texts.append(recipe.get("replaces", ""))
+    _fields(recipe["hyperparameters"])
+    if not stack or not all(isinstance(text, str) for text in texts):
+        raise ValueError("the recipe of an edit is none")
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError("an object is expected")
+    return value
+
+
+def _matching(values: Any, pattern: re.Pattern[str]) -> tuple[str, ...]:
+    if not isinstance(values, list):
+        raise TypeError("a list is expected")
+    for value in values:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ValueError(f"{value!r:.80} is no digest")
+    return tuple(values)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _refused(why: str) -> UnprocessableRequest:
+    return UnprocessableRequest(f"file: {why}", param="file", code="archive_refused")

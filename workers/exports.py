@@ -1,0 +1,88 @@
+"""A version written down for others: as an adapter, a merged folder, or this project's archive."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from editing.deltas import Delta, compose
+from editing.exchange.huggingface import write_merged
+from editing.exchange.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    ARTIFACTS,
+    MANIFEST,
+    PEFT,
+)
+from editing.exchange.peft import config_bytes, write_adapter
+from editing.models.view import ModelView
+from registry.artifacts import CHUNK_BYTES, ArtifactStore
+from registry.manifests import VersionManifest
+from registry.versions import Version
+from workers.archives import History
+
+Member = tuple[str, Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Export:
+    """The members of an archive, in their order, and what is to be said of them."""
+
+    members: Iterable[Member]
+    report: Mapping[str, Any]
+
+
+def export_weights(
+    view: ModelView,
+    manifest: VersionManifest,
+    store: ArtifactStore,
+    asked: Mapping[str, Any],
+    to: Path,
+) -> Export:
+    """A version as ``peft`` or ``huggingface``, written into a folder.
+
+    Args:
+        asked: ``format`` and, for peft, ``rank`` and ``round_rank``.
+
+    Raises:
+        UnprocessableRequest: an effect that the format does not hold; names module and part.
+    """
+    deltas = (Delta.from_bytes(store.get(digest)) for digest in manifest.stack)
+    effects = compose(delta.effects for delta in deltas)
+    if asked["format"] == PEFT:
+        adapter = write_adapter(view, effects, asked["rank"], asked["round_rank"])
+        (to / ADAPTER_CONFIG).write_bytes(config_bytes(adapter))
+        (to / ADAPTER_WEIGHTS).write_bytes(adapter.weights)
+        report = dict(adapter.report)
+    else:
+        report = write_merged(view, effects, to)
+    said = {"version": manifest.id, "base": manifest.to_json()["base"], **report}
+    (to / MANIFEST).write_text(json.dumps(said, indent=2) + "\n")
+    files = sorted(path for path in to.iterdir() if path.is_file())
+    return Export([(file.name, _chunks(file)) for file in files], report)
+
+
+def export_history(chain: Sequence[Version], store: ArtifactStore) -> Export:
+    """A version (the last of its ancestry) as an archive from which it can be restored.
+
+    It holds the version's deltas and whatever the recipes name that is still kept. What was
+    measured stays out: where the archive is imported it is measured again.
+
+    Raises:
+        NotFound: a delta is gone.
+    """
+    history = History(tuple(version.manifest for version in chain))
+    found = sorted(history.needed)
+    found += sorted(digest for digest in history.named - history.needed if store.holds(digest))
+    members: list[Member] = [(MANIFEST, (history.to_bytes(),))]
+    members += [(ARTIFACTS + digest, store.chunks(digest)) for digest in found]
+    return Export(members, {"versions": len(chain), "artifacts": len(found)})
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        yield from iter(partial(stream.read, CHUNK_BYTES), b"")

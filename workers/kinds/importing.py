@@ -1,0 +1,192 @@
+"""An import: an adapter becomes a delta on its parent, an archive the version that was exported.
+
+Either passes the guards as what any job makes does: an adapter beside its parent, an archive's
+version beside the untouched base.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from editing.deltas import Delta, Effect, compose
+from editing.exchange.names import ADAPTER_WEIGHTS, PEFT
+from editing.exchange.peft import read_adapter
+from editing.guards import judge, read
+from editing.metrics import greedy_matches
+from editing.metrics.norm import update_ratio
+from editing.models.view import ModelView
+from registry.attempts import Result
+from registry.edits import edited
+from registry.errors import UnprocessableRequest
+from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
+from registry.versions import READY, Version
+from workers.archives import History, Upload, check_base, open_upload
+from workers.evidence import limits_of, material_of
+from workers.ground import parent_of
+from workers.inputs import read_edits
+from workers.kinds.prepare import load_resources
+from workers.recipes import TEXTS
+from workers.work import Work
+
+
+def perform(work: Work) -> Result:
+    """Read and check the archive that the request names, and judge what it makes.
+
+    Raises:
+        UnprocessableRequest: what is wrong in it, and where.
+    """
+    work.report(Progress(0, 0, "reading"))
+    with work.artifacts.open(work.claim.job.request["archive"]) as stream:
+        upload = open_upload(stream, work.settings.max_file_bytes)
+        return _adapter(work, upload) if upload.kind == PEFT else _archive(work, upload)
+
+
+def _adapter(work: Work, upload: Upload) -> Result:
+    job, (parent, view, stack) = work.claim.job, parent_of(work)
+    effects = read_adapter(view, upload.form(), upload.archive.read(ADAPTER_WEIGHTS))
+    delta = Delta(effects, view.base.digest, "import")
+    below = compose(one.effects for one in stack)
+    manifest = VersionManifest(
+        base=parent.manifest.base,
+        stack=(*parent.manifest.stack, work.artifacts.put(delta.to_bytes())),
+        parents=(parent.id,),
+        recipe={
+            "kind": "import",
+            "job": job.id,
+            "format": PEFT,
+            "archive": job.request["archive"],
+            "label": job.request["label"],
+            "author": job.actor,
+        },
+    )
+    return _judged(work, view, manifest, below, effects)
+
+
+def _archive(work: Work, upload: Upload) -> Result:
+    _, view, _ = parent_of(work)
+    history = upload.history()
+    check_base(history, {view.base.name: view.base})
+    _store(work, upload)
+    stack = [Delta.from_bytes(work.artifacts.get(digest)) for digest in history.head.stack]
+    for digest, delta in zip(history.head.stack, stack, strict=True):
+        _check_fits(view, digest, delta)
+    edits = _live_edits(work, history)
+    return _judged(
+        work,
+        view,
+        history.head,
+        {},
+        compose(one.effects for one in stack),
+        edits,
+        history.ancestors,
+    )
+
+
+def _judged(
+    work: Work,
+    view: ModelView,
+    manifest: VersionManifest,
+    below: Mapping[str, Effect],
+    effects: Mapping[str, Effect],
+    edits: Mapping[str, Sequence[EditRequest]] | None = None,
+    ancestors: tuple[VersionManifest, ...] = (),
+) -> Result:
+    """What the guards say of ``effects`` on top of what is below.
+
+    Args:
+        edits: the version's live edits by the version that made them.
+    """
+    request = work.claim.job.request
+    live = [edit for made in (edits or {}).values() for edit in made]
+    references = load_resources(work, frozenset({TEXTS})).references
+    material = material_of(work, view.base, live, references, request["guards"])
+    work.report(Progress(0, 0, "measuring"))
+    with view.with_effects(below):
+        before = read(view, material)
+        with view.with_effects(effects):
+            after = read(view, material)
+            matches = iter(greedy_matches(view, [(e.rewrite_prompt, e.target_new) for e in live]))
+    limits = limits_of(work.settings, request["guards"])
+    guards = judge(material, before, after, update_ratio(view, effects), limits)
+    work.models.check_untouched(work.claim.job.base)
+    holds = {key: [next(matches) for _ in made] for key, made in (edits or {}).items()}
+    return Result(
+        manifest,
+        {"before": before.metrics, "after": after.metrics, "modules": len(effects)},
+        guards,
+        holds=work.artifacts.put(canonical_json(holds)) if holds else None,
+        ancestors=ancestors,
+    )
+
+
+def _store(work: Work, upload: Upload) -> None:
+    """Keep an archive's artifacts, once all of them have the digests that they are named by."""
+    members = list(upload.artifacts())
+    for digest, name in members:
+        found = hashlib.sha256()
+        for chunk in upload.archive.chunks(name):
+            found.update(chunk)
+        if found.hexdigest() != digest:
+            raise _refused(f"{name} has digest {found.hexdigest()}: it is damaged; export it again")
+    for place, (_, name) in enumerate(members, start=1):
+        work.artifacts.put_chunks(upload.archive.chunks(name))
+        work.report(Progress(place, len(members), f"artifact {place} of {len(members)}"))
+
+
+@torch.no_grad()
+def _check_fits(view: ModelView, digest: str, delta: Delta) -> None:
+    """Refuse a delta of another base, or of modules or shapes that the base does not have."""
+    if delta.base_digest != view.base.digest:
+        raise _refused(
+            f"delta {digest} was made on a base with digest {delta.base_digest}; this one has"
+            f" {view.base.digest}"
+        )
+    for path, effect in delta.effects.items():
+        try:
+            matrix = view.matrix(path)
+            out, width = (view.hidden_size, view.hidden_size) if matrix is None else matrix.shape
+            is_norm = matrix is not None and width == 1
+            ids = torch.zeros(1, dtype=torch.long)
+            is_embedding = isinstance(view.module(path), nn.Embedding)
+            x = ids if is_embedding else torch.zeros(1, out if is_norm else width)
+            y = torch.zeros(1, out)
+            fits = effect.apply(x, y).shape == y.shape and all(
+                part is None or len(part) == out for part in (effect.scale, effect.shift)
+            )
+        except (AttributeError, IndexError, RuntimeError):
+            fits = False
+        if not fits:
+            raise _refused(f"delta {digest}: its effect on {path[:200]!r} does not fit the base")
+
+
+def _live_edits(work: Work, history: History) -> dict[str, list[EditRequest]]:
+    """The edits that the head still carries, by version, as strictly read as in a request."""
+    job, known = work.claim.job, {manifest.id: manifest for manifest in history.manifests}
+    chain = [history.head]
+    while chain[-1].parents:
+        chain.append(known[chain[-1].parents[0]])
+    versions = [Version(job.tenant, one, READY, None, time.time()) for one in chain]
+    found = {}
+    for version, _ in edited(versions):
+        digest = version.manifest.recipe.get("edits")
+        if not isinstance(digest, str) or not work.artifacts.holds(digest):
+            raise _refused(f"it lacks the edits of version {version.id}; export the version again")
+        try:
+            rows = json.loads(work.artifacts.get(digest))
+            found[version.id] = read_edits(rows)
+            is_own = [edit.to_json() for edit in found[version.id]] == rows
+        except (ValueError, TypeError, RecursionError):
+            is_own = False
+        if not is_own:
+            raise _refused(f"the edits of version {version.id} are not as this service writes them")
+    return found
+
+
+def _refused(why: str) -> UnprocessableRequest:
+    return UnprocessableRequest(f"file: {why}", param="file", code="archive_refused")
