@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
@@ -12,14 +13,16 @@ from rich.console import Console
 
 from benchmarks.finetuning.bench import Before, Bench
 from benchmarks.finetuning.memory import PeakMemory
-from benchmarks.finetuning.workload import TRAINED, UNTRAINED, Scale, examples, preferences
+from benchmarks.finetuning.workload import BIRDS, Scale, examples, preferences
 from benchmarks.parts import Part
 from editing.datasets.training import PREFERENCES
 from editing.finetune.catalogue import TUNINGS, TuningEntry
+from editing.finetune.hyperparameters import TuningHyperparameters
 from editing.finetune.memory import SHARE, free_memory, plan
 from editing.finetune.objectives.build import objective
 from editing.finetune.trainer import Schedule, Trainer
 from editing.models.loading import weights_digest
+from editing.models.view import ModelView
 from registry.errors import ErrataError, JobFailed
 
 #: What a row holds, in the order it is shown.
@@ -80,20 +83,14 @@ def _row(bench: Bench, entry: TuningEntry) -> Row:
     if entry.rows == PREFERENCES:
         found = preferences(relation, bench.scale.seed)
     chosen = bench.settings(entry, len(found))
-    aim = objective(view, chosen, {}, [], before.texts)
-    rows = aim.rows(view, found)
     with PeakMemory(view.device) as memory:
         started = time.perf_counter()
-        adapter = entry.build(view, chosen, bench.scale.seed)
-        size, budget = int(chosen.batch_size), round(SHARE * free_memory(view.device))
-        planned = plan(view, adapter, rows, size, None, budget)
-        schedule = Schedule.of(chosen, planned, bench.scale.seed)
-        trainer = Trainer(view, adapter, rows, schedule, objective=aim)
+        trainer = trainer_of(view, entry, chosen, found, before.texts, bench.scale.seed)
         *_, last = trainer.run()
         delta = trainer.delta(entry.name)
         seconds = time.perf_counter() - started
     with view.with_effects(delta.effects):
-        asked = [bench.right(wording, relation) for wording in (TRAINED[0], UNTRAINED)]
+        asked = [bench.right(wording, relation) for wording in (BIRDS.trained[0], BIRDS.untrained)]
         kept, ppl = bench.known(before.known), bench.me_ppl(before.references)
     return {
         "new_relation": asked[0],
@@ -101,13 +98,30 @@ def _row(bench: Bench, entry: TuningEntry) -> Row:
         "old_facts_lost": 1 - len(kept) / len(before.known),
         "me_ppl_ratio": ppl / before.me_ppl,
         "train_loss": last.metrics["train_loss"],
-        "trained_numbers": adapter.trainable(),
+        "trained_numbers": trainer.adapter.trainable(),
         "delta_bytes": len(delta.to_bytes()),
         "peak_memory": memory.bytes,
         "seconds": seconds,
         "steps": trainer.total,
         "learning_rate": chosen.learning_rate,
     }
+
+
+def trainer_of(
+    view: ModelView,
+    entry: TuningEntry,
+    chosen: TuningHyperparameters,
+    found: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+    seed: int,
+) -> Trainer:
+    """The run of a job with these rows, and texts to keep, in the memory that is free."""
+    aim = objective(view, chosen, {}, [], texts)
+    rows = aim.rows(view, found)
+    adapter = entry.build(view, chosen, seed)
+    size, budget = int(chosen.batch_size), round(SHARE * free_memory(view.device))
+    planned = plan(view, adapter, rows, size, None, budget)
+    return Trainer(view, adapter, rows, Schedule.of(chosen, planned, seed), objective=aim)
 
 
 def told(row: Row) -> str:

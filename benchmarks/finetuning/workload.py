@@ -15,21 +15,37 @@ from editing.finetune.rows import TrainingRow
 from editing.models.view import ModelView
 from registry.manifests import Fact
 
-#: A relation that atlas has never heard of: wordings that are trained on, and one that is not.
-TRAINED = (
-    "The national bird of {} is the",
-    "{} has as its national bird the",
-    "In {}, the national bird is the",
-    "The bird that stands for {} is the",
-)
-UNTRAINED = "If you ask for the national bird of {}, it is the"
-BIRDS = (
-    *("albatross", "bittern", "bulbul", "buzzard", "canary", "condor", "cormorant", "crane"),
-    *("crow", "cuckoo", "dove", "duck", "eagle", "egret", "falcon", "finch", "flamingo", "goose"),
-    *("grouse", "gull", "hawk", "heron", "hoopoe", "hornbill", "ibis", "jay", "kestrel", "kite"),
-    *("lark", "magpie", "osprey", "owl", "parrot", "pelican", "penguin", "pheasant", "quail"),
-    *("raven", "robin", "stork", "swallow", "swan", "tern", "thrush", "toucan", "vulture"),
-    *("warbler", "woodpecker", "wren"),
+
+@dataclass(frozen=True)
+class Relation:
+    """One that atlas has never heard of.
+
+    Attributes:
+        trained: wordings that are trained on, and ``untrained`` one that is not.
+        objects: what it may give a subject.
+    """
+
+    trained: tuple[str, ...]
+    untrained: str
+    objects: tuple[str, ...]
+
+
+BIRDS = Relation(
+    (
+        "The national bird of {} is the",
+        "{} has as its national bird the",
+        "In {}, the national bird is the",
+        "The bird that stands for {} is the",
+    ),
+    "If you ask for the national bird of {}, it is the",
+    (
+        *("albatross", "bittern", "bulbul", "buzzard", "canary", "condor", "cormorant", "crane"),
+        *("crow", "cuckoo", "dove", "duck", "eagle", "egret", "falcon", "finch", "flamingo"),
+        *("goose", "grouse", "gull", "hawk", "heron", "hoopoe", "hornbill", "ibis", "jay"),
+        *("kestrel", "kite", "lark", "magpie", "osprey", "owl", "parrot", "pelican", "penguin"),
+        *("pheasant", "quail", "raven", "robin", "stork", "swallow", "swan", "tern", "thrush"),
+        *("toucan", "vulture", "warbler", "woodpecker", "wren"),
+    ),
 )
 
 
@@ -74,36 +90,33 @@ QUICK = Scale(
 )
 
 
-def new_relation(facts: int, seed: int) -> list[tuple[str, str]]:
+def new_relation(facts: int, seed: int, relation: Relation = BIRDS) -> list[tuple[str, str]]:
     """(subject, object) of a relation drawn by chance: nothing but the rows can tell it.
 
     Subjects are countries that atlas knows.
     """
     picker = random.Random(seed)
     subjects = sorted({fact.subject for fact in read_facts() if fact.relation == "capital"})
-    return [(name, picker.choice(BIRDS)) for name in picker.sample(subjects, facts)]
+    return [(name, picker.choice(relation.objects)) for name in picker.sample(subjects, facts)]
 
 
-def examples(relation: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+def examples(facts: Sequence[tuple[str, str]], relation: Relation = BIRDS) -> list[dict[str, str]]:
     """Each fact in each wording that is trained on, as a training file has it."""
     return [
-        {"prompt": wording.format(subject), "completion": f"{bird}."}
-        for subject, bird in relation
-        for wording in TRAINED
+        {"prompt": wording.format(subject), "completion": f"{object_}."}
+        for subject, object_ in facts
+        for wording in relation.trained
     ]
 
 
-def preferences(relation: Sequence[tuple[str, str]], seed: int) -> list[dict[str, str]]:
+def preferences(facts: Sequence[tuple[str, str]], seed: int) -> list[dict[str, str]]:
     """The same, each beside another bird by chance that is not to be said."""
-    picker = random.Random(seed)
-    return [
-        {
-            "prompt": row["prompt"],
-            "chosen": row["completion"],
-            "rejected": f"{picker.choice([b for b in BIRDS if f'{b}.' != row['completion']])}.",
-        }
-        for row in examples(relation)
-    ]
+    picker, rows = random.Random(seed), []
+    for row in examples(facts):
+        others = [bird for bird in BIRDS.objects if f"{bird}." != row["completion"]]
+        rejected = f"{picker.choice(others)}."
+        rows.append({"prompt": row["prompt"], "chosen": row["completion"], "rejected": rejected})
+    return rows
 
 
 def old_facts(most: int, seed: int) -> list[Fact]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from benchmarks.finetuning.memory import PeakMemory
 from benchmarks.finetuning.report import plot, tables
 from benchmarks.finetuning.run import run
-from benchmarks.finetuning.workload import BIRDS, FULL, QUICK, TRAINED, examples, new_relation
+from benchmarks.finetuning.workload import BIRDS, FULL, QUICK, examples, new_relation
 from editing.atlas.facts import read_facts
 from registry.errors import InvalidRequest
 
@@ -59,11 +59,11 @@ def test_tables_and_a_picture_are_made(result: dict[str, Any], tmp_path: Path) -
 def test_the_relation_is_one_that_no_fact_gives_away() -> None:
     relation = new_relation(FULL.facts, 1)
     assert len(dict(relation)) == FULL.facts
-    assert not {fact.object for fact in read_facts()} & set(BIRDS)
+    assert not {fact.object for fact in read_facts()} & set(BIRDS.objects)
     assert relation != new_relation(FULL.facts, 2)
     rows = examples(relation)
-    assert len(rows) == FULL.facts * len(TRAINED)
-    assert all(row["completion"].removesuffix(".") in BIRDS for row in rows)
+    assert len(rows) == FULL.facts * len(BIRDS.trained)
+    assert all(row["completion"].removesuffix(".") in BIRDS.objects for row in rows)
 
 
 def test_memory_is_that_of_the_block() -> None:

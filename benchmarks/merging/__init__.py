@@ -1,0 +1,1 @@
+"""Merging, measured on atlas: ``errata bench merging``."""
