@@ -215,6 +215,21 @@ def bench_finetuning(
     measure(json_file, plot_file, _names(only), _names(methods), threads, device, quick, jobs)
 
 
+@bench.command("merging")
+def bench_merging(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    only: Parts = None,
+    methods: Methods = None,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
+    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
+) -> None:
+    """Every merge of versions that learnt apart and of sets of edits; exports beside peft."""
+    from benchmarks.merging.run import main as measure
+
+    measure(json_file, _names(only), _names(methods), threads, device, quick)
+
+
 @bench.command("serving")
 def bench_serving(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,

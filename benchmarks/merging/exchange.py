@@ -40,7 +40,7 @@ TEXTS = 20
 def measure_exchange(bench: Bench) -> Part:
     """ROME, MEMIT in three layers and LoRA on atlas and on a random model of GPT-2's shape: the
     largest difference of a logit."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     texts = bench.resources.references[:TEXTS]
     for view in (bench.view, gpt2(bench.view)):
         for name, effects in _versions(bench, view):
@@ -65,8 +65,9 @@ def gpt2(atlas: ModelView) -> ModelView:
         initializer_range=0.2,
     )
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
-    model.to(atlas.device)  # type: ignore[arg-type]
+    model: Any = GPT2LMHeadModel(config)
+    model.eval().requires_grad_(False)
+    model.to(atlas.device)
     base = Base("gpt2-shaped", Path(), "0" * 64, "gpt2", LAYERS, CONTEXT, False)
     return ModelView(model, atlas.tokenizer, base)
 
@@ -79,7 +80,7 @@ def _versions(bench: Bench, view: ModelView) -> Iterator[tuple[str, Mapping[str,
         own = bench.scale.settings(entry).model_copy(update=dict(chosen))
         steps = entry.load()(view, Task(requests), own, resources)
         yield name, bench.follow(steps, name).effects
-    tuning, rows = TUNINGS["lora"], examples([*bench.tasks.values()][0])
+    tuning, rows = TUNINGS["lora"], examples(next(iter(bench.tasks.values())))
     settled = tuning.hyperparameters(**TUNED).settled(len(rows))
     trainer = trainer_of(view, tuning, settled, rows, (), bench.sizes.seed)
     for step in trainer.run():

@@ -37,7 +37,7 @@ def tables(figures: Mapping[str, float], detail: Mapping[str, Any]) -> Iterator[
 def _rows(title: str, columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Table:
     shown = Table("", *columns.values(), title=title)
     for row in rows:
-        found = {name: row.get(name) for name in columns}
+        found: dict[str, Any] = {name: row.get(name) for name in columns}
         if found.get("peak_memory") is not None:
             found["peak_memory"] /= 1e6
         cells = [value if isinstance(value, str) else number(value) for value in found.values()]
