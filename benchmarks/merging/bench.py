@@ -142,7 +142,7 @@ def merge_files(
     inputs = [Input(digest, [DeltaFile(store.file(digest))]) for digest in digests]
     with PeakMemory(view.device) as memory:
         started = time.perf_counter()
-        with store.scratch() as scratch:
+        with store.scratch() as place, (place / "numbers").open("w+b") as scratch:
             writer = DeltaWriter(scratch, view.base.digest, METHOD)
             for _ in merge(view, inputs, plan, writer):
                 pass

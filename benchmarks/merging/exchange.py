@@ -11,8 +11,6 @@ from typing import Any
 
 import peft
 import torch
-from editing.exchange.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from editing.exchange.peft import config_bytes, write_adapter
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -21,15 +19,17 @@ from benchmarks.finetuning.workload import examples
 from benchmarks.merging.bench import Bench
 from benchmarks.parts import Part
 from editing.deltas import Effect
+from editing.exchange.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from editing.exchange.peft import config_bytes, write_adapter
 from editing.finetune.catalogue import TUNINGS
 from editing.methods import METHODS
 from editing.methods.interface import Task
 from editing.models.view import ModelView
-from editing.statistics import Resources, prepare
+from editing.statistics import prepare
 from registry.bases import Base
 
 #: What is exported, with the hyperparameters that are not the methods' own.
-EDITS: Mapping[str, Mapping[str, Any]] = {"rome": {}, "memit": {"layers": [0, 1, 2]}}
+EDITS: Mapping[str, Mapping[str, Any]] = {"rome": {"layer": 1}, "memit": {"layers": [0, 1, 2]}}
 TUNED: Mapping[str, Any] = {"r": 8, "n_epochs": 4, "keep_weight": 0}
 #: Of the model of GPT-2's shape.
 LAYERS, HIDDEN, HEADS, CONTEXT = 4, 64, 4, 256
@@ -61,6 +61,7 @@ def gpt2(atlas: ModelView) -> ModelView:
         n_embd=HIDDEN,
         n_layer=LAYERS,
         n_head=HEADS,
+        bos_token_id=None,
         eos_token_id=atlas.tokenizer.eos_token_id,
         initializer_range=0.2,
     )
@@ -73,7 +74,7 @@ def gpt2(atlas: ModelView) -> ModelView:
 
 
 def _versions(bench: Bench, view: ModelView) -> Iterator[tuple[str, Mapping[str, Effect]]]:
-    resources = _resources(bench, view)
+    resources = bench.follow(prepare(view, range(LAYERS), bench.scale.tokens // 10))
     requests = bench.requests(bench.sizes.seed, 1)
     for name, chosen in EDITS.items():
         entry = METHODS[name]
@@ -86,12 +87,6 @@ def _versions(bench: Bench, view: ModelView) -> Iterator[tuple[str, Mapping[str,
     for step in trainer.run():
         bench.tell(f"{view.base.name}, {step.message}")
     yield "lora", trainer.delta("lora").effects
-
-
-def _resources(bench: Bench, view: ModelView) -> Resources:
-    if view is bench.view:
-        return bench.resources
-    return bench.follow(prepare(view, range(LAYERS), bench.scale.tokens // 10))
 
 
 @torch.no_grad()
