@@ -8,9 +8,9 @@ from typing import Any
 
 from app.history.schemas import DeltaBody, DiffBody, EditLine, EditLines, ModuleBody
 from app.services import Services
-from registry.contents import read_contents
 from registry.edits import edited, origins
 from registry.versions import Version
+from workers.contents import read_contents
 
 #: Most edits that are listed of each version.
 LISTED = 1000

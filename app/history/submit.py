@@ -20,7 +20,6 @@ from app.submission import (
 )
 from registry import endpoints, files, jobs, versions
 from registry.bases import Base, base_of
-from registry.contents import read_contents
 from registry.errors import Conflict, NotFound, UnprocessableRequest
 from registry.files import File
 from registry.history import recipes, removal
@@ -28,6 +27,7 @@ from registry.jobs import Job
 from registry.manifests import EditRequest, VersionManifest
 from registry.moves import Target
 from registry.versions import Version
+from workers.contents import read_contents
 from workers.inputs import check_edits
 from workers.recipes import TEXTS, check_edit, check_rows, find_method, find_tuning
 

@@ -115,6 +115,23 @@ class Effect:
                 W = W + link.sparse.dense()
         return W
 
+    def change(self, W: Tensor | None) -> Tensor | None:
+        """ΔW = (a − 1) ⊙ W + B A + D [out, in] in fp32 on the CPU, of an effect that nothing is
+        later than; None where there is none of it. It is not to be written.
+
+        Args:
+            W: the weight that a scales; None where it scales no weight.
+        """
+        total: Tensor | None = None
+        if self.scale is not None and W is not None:
+            total = (self.scale - 1)[:, None] * W.float().cpu()
+        if self.A is not None and self.B is not None:
+            product = self.B @ self.A
+            total = product if total is None else total.add_(product)
+        if (D := self.dense if self.sparse is None else self.sparse.dense()) is not None:
+            total = D if total is None else total.add_(D)
+        return total
+
     def compact(self) -> Effect:
         """The effect without gradients, on the CPU, sparse where it is mostly zeros."""
         plain = self.map(lambda tensor: tensor.detach().cpu())

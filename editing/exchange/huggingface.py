@@ -14,7 +14,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from editing.deltas import Effect
-from editing.exchange.lowrank import weight_change
 from editing.models.view import ModelView
 from registry.errors import UnprocessableRequest
 
@@ -74,7 +73,9 @@ def _merge(view: ModelView, module: nn.Module, path: str, effect: Effect) -> tup
         _merge_bias(module, path, effect)
     if isinstance(module, nn.Linear | Conv1D | nn.Embedding):
         W = matrix.float().cpu()
-        change = weight_change(effect, W)
+        change = effect.change(W)
+        if change is None:
+            return 0.0, 0.0
         new = W + change
         is_transposed = isinstance(module, Conv1D | nn.Embedding)
         kept = _set(module, "weight", new.T if is_transposed else new).float()

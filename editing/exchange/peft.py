@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from editing.deltas import Effect
+from editing.deltas.lowrank import Factors, factorised
 from editing.exchange.config import LoraForm
-from editing.exchange.lowrank import Factors, factorised
 from editing.exchange.names import ADAPTER_WEIGHTS, RANKS
 from editing.models.view import ModelView
 from registry.errors import UnprocessableRequest

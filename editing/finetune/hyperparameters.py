@@ -105,7 +105,7 @@ class RankHyperparameters(TuningHyperparameters):
 class HiraHyperparameters(RankHyperparameters):
     """HiRA (ICLR 2025), and HUT as far as its abstract goes (arXiv:2409.13501)."""
 
-    RATE: ClassVar[float] = 1e-2
+    RATE: ClassVar[float] = 2e-2
 
 
 class GraloraHyperparameters(RankHyperparameters):
@@ -169,13 +169,13 @@ class SupertuningHyperparameters(TuningHyperparameters):
 class BeftHyperparameters(TuningHyperparameters):
     """BEFT (arXiv:2509.15974): a shift of what linears put out."""
 
-    RATE: ClassVar[float] = 1e-2
+    RATE: ClassVar[float] = 3e-2
 
 
 class CompacterHyperparameters(TuningHyperparameters):
     """Compacter (arXiv:2106.04647), beside the MLP."""
 
-    RATE: ClassVar[float] = 1e-2
+    RATE: ClassVar[float] = 6e-2
 
     bottleneck: int = Field(64, ge=1, le=65536, description="Neurons of a layer's adapter.")
     n: int = Field(4, ge=1, le=64, description="Kronecker terms; it divides bottleneck and width.")
@@ -192,7 +192,7 @@ class ShiraHyperparameters(TuningHyperparameters):
 class VeraHyperparameters(TuningHyperparameters):
     """VeRA (arXiv:2310.11454)."""
 
-    RATE: ClassVar[float] = 2e-2
+    RATE: ClassVar[float] = 6e-2
 
     r: int = Field(128, ge=1, le=4096, description="Rank of the shared random factors.")
 
@@ -206,7 +206,7 @@ class RandLoraHyperparameters(TuningHyperparameters):
 class NormHyperparameters(TuningHyperparameters):
     """The norms' weights and biases, and SSF (arXiv:2210.08823): those of every operation."""
 
-    RATE: ClassVar[float] = 1e-2
+    RATE: ClassVar[float] = 2e-2
 
 
 class FullHyperparameters(TuningHyperparameters):
@@ -258,7 +258,7 @@ class SaidHyperparameters(TuningHyperparameters):
 class LofitHyperparameters(TuningHyperparameters):
     """LoFiT (arXiv:2406.01563)."""
 
-    RATE: ClassVar[float] = 1e-2
+    RATE: ClassVar[float] = 0.3
 
     share: float = Field(0.1, gt=0, le=1, description="Of all heads, which get an offset.")
     finding: float = Field(0.3, gt=0, lt=1, description="Share of the run that finds them.")

@@ -91,7 +91,7 @@ def changes(view: ModelView, inputs: Sequence[Input], module: str) -> dict[str, 
             _put(
                 taus, SCALE, place, len(inputs), None if effect.scale is None else effect.scale - 1
             )
-        matrix = _matrix(effect, weight)
+        matrix = effect.change(weight)
         _put(taus, MATRIX, place, len(inputs), matrix)
         shift = effect.shift
         if effect.scale is not None and isinstance(bias, Tensor):
@@ -107,19 +107,3 @@ def _put(taus: dict[str, Tensor], name: str, place: int, count: int, change: Ten
     if name not in taus:
         taus[name] = torch.zeros(count, *change.shape)
     taus[name][place] = change
-
-
-def _matrix(effect: Effect, weight: Tensor | None) -> Tensor | None:
-    """The change of a module's matrix [out, in]; None where there is none."""
-    total: Tensor | None = None
-    if effect.scale is not None and weight is not None:
-        total = (effect.scale - 1)[:, None] * weight.float().cpu()
-    if effect.A is not None and effect.B is not None:
-        product = effect.B @ effect.A
-        total = product if total is None else total.add_(product)
-    if effect.dense is not None:
-        total = effect.dense if total is None else total.add_(effect.dense)
-    if effect.sparse is not None:
-        entries = effect.sparse.dense()
-        total = entries if total is None else total.add_(entries)
-    return total

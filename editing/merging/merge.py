@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from editing.deltas import DeltaWriter, Effect
+from editing.deltas.lowrank import truncated
 from editing.merging.catalogue import MergeEntry
 from editing.merging.changes import (
     FACTORS,
@@ -24,7 +25,6 @@ from editing.merging.changes import (
 from editing.merging.conflicts import Conflicts
 from editing.merging.hyperparameters import MergeHyperparameters
 from editing.merging.interface import Merge
-from editing.merging.lowrank import residual_energy, truncated
 from editing.models.view import ModelView
 from registry.errors import JobFailed
 from registry.manifests import Progress
@@ -173,9 +173,8 @@ def _effect(
     if matrix is None:
         return vectors
     if plan.rank is not None and plan.rank * sum(matrix.shape) < matrix.numel():
-        A, B = truncated(matrix, plan.rank)
-        lost, whole = residual_energy(matrix, A, B)
-        residual.modules[module] = {"rank": len(A), "energy": lost / whole}
-        residual.lost, residual.whole = residual.lost + lost, residual.whole + whole
-        return vectors.then(Effect(A=A, B=B))
+        near = truncated(matrix, plan.rank)
+        residual.modules[module] = {"rank": near.rank, "energy": near.residual_energy}
+        residual.lost, residual.whole = residual.lost + near.lost, residual.whole + near.energy
+        return vectors.then(Effect(A=near.A, B=near.B))
     return vectors.then(Effect(dense=matrix)).compact()

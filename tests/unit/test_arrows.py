@@ -20,6 +20,7 @@ ARROWS = {
 QUEUE_SIDE = {
     "workers.archives",
     "workers.connection",
+    "workers.contents",
     "workers.dispatch",
     "workers.embedded",
     "workers.inputs",

@@ -19,9 +19,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from editing.deltas import Effect, compose
+from editing.deltas.lowrank import factorised
 from editing.exchange.config import read_config
 from editing.exchange.huggingface import write_merged
-from editing.exchange.lowrank import factorised, weight_change
 from editing.exchange.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, RANKS
 from editing.exchange.peft import Adapter, config_bytes, read_adapter, write_adapter
 from editing.finetune.catalogue import TUNINGS
@@ -160,7 +160,7 @@ def test_every_layer_of_a_touched_kind_is_there_in_the_one_form(gpt2: ModelView)
 def test_factors_are_the_nearest_of_their_rank(kind: str) -> None:
     effect = random_effect(4, 12, 30, kind)
     W = torch.randn(12, 30, generator=torch.Generator().manual_seed(2))
-    change = weight_change(effect, W).double()
+    change = (effect.weight(W) - W).double()
     S = torch.linalg.svdvals(change)
     for rank in (1, 2, 5, 12):
         found = factorised(effect, W, rank)

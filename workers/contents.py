@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from editing.headers import read_header
 from registry.artifacts import ArtifactStore
 
 #: Numbers of a large part that are in memory at once.
@@ -48,7 +49,12 @@ class Contents:
 
 @lru_cache(maxsize=1024)  # artifacts never change
 def read_contents(store: ArtifactStore, digest: str) -> Contents:
-    """What a delta's file holds. Raises NotFound if it is not in the store."""
+    """What a delta's file holds.
+
+    Raises:
+        NotFound: it is not in the store.
+        ArtifactCorrupt: it is no delta.
+    """
     with store.opened(digest) as stream:
         file = _File(stream)
         modules = tuple(_touched(file, module, parts) for module, parts in file.modules().items())
@@ -60,10 +66,9 @@ class _File:
 
     def __init__(self, stream: BufferedReader) -> None:
         self._stream = stream
-        length = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(length))
-        self.about: Mapping[str, Any] = json.loads(header.pop("__metadata__")["errata"])
-        self._start, self._tensors = 8 + length, header
+        header = read_header(stream, os.fstat(stream.fileno()).st_size)
+        self.about, self._tensors = header.about, header.tensors
+        self._start = stream.tell()
 
     def modules(self) -> dict[str, dict[str, str]]:
         """By module, its parts' names with the tensors' names."""

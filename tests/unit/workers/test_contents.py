@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from editing.deltas import Delta, Effect, Sparse
-from registry import contents
 from registry.artifacts import ArtifactStore
-from registry.contents import read_contents
 from registry.errors import NotFound
 from tests.models import random_effect
+from workers import contents
+from workers.contents import read_contents
 
 OUT, IN = 24, 36
 LOW, SPARSE = random_effect(1, OUT, IN, "rank3"), random_effect(2, OUT, IN, "sparse")
