@@ -46,8 +46,10 @@ openapi: $(READY)  ## Write openapi/openapi.json anew.
 atlas: $(READY)  ## Train the bundled base again (under 15 minutes on 2 cores).
 	$(BIN)/python -m editing.atlas.train
 
-bench: $(READY)  ## Measure editing and serving; figures in bench-*.json.
+bench: $(READY)  ## Measure everything (hours); figures in bench-*.json.
 	$(BIN)/errata bench editing --json bench-editing.json
+	$(BIN)/errata bench finetuning --json bench-finetuning.json --plot bench-finetuning.png
+	$(BIN)/errata bench merging --json bench-merging.json
 	$(BIN)/errata bench serving --json bench-serving.json --plot bench-serving.png
 
 lock: $(READY)  ## Pin what is installed now.
