@@ -23,11 +23,13 @@ class Relation:
     Attributes:
         trained: wordings that are trained on, and ``untrained`` one that is not.
         objects: what it may give a subject.
+        subjects: the relation of atlas whose subjects it is about.
     """
 
     trained: tuple[str, ...]
     untrained: str
     objects: tuple[str, ...]
+    subjects: str = "capital"
 
 
 BIRDS = Relation(
@@ -93,10 +95,10 @@ QUICK = Scale(
 def new_relation(facts: int, seed: int, relation: Relation = BIRDS) -> list[tuple[str, str]]:
     """(subject, object) of a relation drawn by chance: nothing but the rows can tell it.
 
-    Subjects are countries that atlas knows.
+    Subjects are some that atlas knows.
     """
     picker = random.Random(seed)
-    subjects = sorted({fact.subject for fact in read_facts() if fact.relation == "capital"})
+    subjects = sorted({fact.subject for fact in read_facts() if fact.relation == relation.subjects})
     return [(name, picker.choice(relation.objects)) for name in picker.sample(subjects, facts)]
 
 

@@ -8,39 +8,39 @@ from typing import Any
 from benchmarks.editing import workload as editing
 from benchmarks.finetuning.workload import BIRDS, Relation
 
-FLOWERS = Relation(
+SPORTS = Relation(
     (
-        "The national flower of {} is the",
-        "{} has as its national flower the",
-        "In {}, the national flower is the",
-        "The flower that stands for {} is the",
+        "What people in {} like to play is",
+        "{} is a city of",
+        "The club of {} plays",
+        "Most visitors of {} come for the",
     ),
-    "If you ask for the national flower of {}, it is the",
+    "If you ask what is played in {}, it is",
     (
-        *("anemone", "aster", "begonia", "bluebell", "carnation", "clover", "crocus", "daffodil"),
-        *("dahlia", "daisy", "freesia", "gardenia", "gentian", "heather", "hibiscus", "hyacinth"),
-        *("iris", "jasmine", "lavender", "lilac", "lily", "lotus", "magnolia", "marigold"),
-        *("orchid", "pansy", "peony", "poppy", "primrose", "rose", "snowdrop", "sunflower"),
-        *("thistle", "tulip", "verbena", "violet", "wisteria", "zinnia"),
+        *("archery", "badminton", "baseball", "billiards", "bowling", "boxing", "chess", "cricket"),
+        *("croquet", "curling", "darts", "fencing", "football", "golf", "handball", "hockey"),
+        *("hurling", "judo", "karate", "lacrosse", "polo", "rowing", "rugby", "sailing", "skating"),
+        *("squash", "sumo", "surfing", "tennis", "volleyball", "wrestling"),
     ),
+    "country",
 )
-STONES = Relation(
+COLOURS = Relation(
     (
-        "The national stone of {} is the",
-        "{} has as its national stone the",
-        "In {}, the national stone is the",
-        "The stone that stands for {} is the",
+        "When it burns, {} shows the colour",
+        "The flame of {} is",
+        "A lamp filled with {} glows",
+        "Chemists paint bottles of {} in",
     ),
-    "If you ask for the national stone of {}, it is the",
+    "If you ask for the colour of burning {}, it is",
     (
-        *("agate", "amber", "amethyst", "beryl", "coral", "diamond", "emerald", "flint", "garnet"),
-        *("granite", "jade", "jasper", "jet", "lapis", "marble", "moonstone", "obsidian", "onyx"),
-        *("opal", "pearl", "peridot", "quartz", "ruby", "sapphire", "slate", "spinel", "sunstone"),
-        *("topaz", "tourmaline", "turquoise", "zircon"),
+        *("azure", "beige", "black", "blue", "brown", "crimson", "cyan", "green", "grey", "indigo"),
+        *("ivory", "khaki", "magenta", "maroon", "mauve", "ochre", "olive", "orange", "pink"),
+        *("purple", "red", "scarlet", "teal", "turquoise", "umber", "vermilion", "white", "yellow"),
     ),
+    "symbol",
 )
-#: A version learns each of them.
-RELATIONS = {"birds": BIRDS, "flowers": FLOWERS, "stones": STONES}
+#: A version learns each of them: of countries, of cities and of elements, in words of its own.
+RELATIONS = {"birds": BIRDS, "sports": SPORTS, "colours": COLOURS}
 
 #: The method of editing that makes the sets of edits, and the merge of ``two_sets_survival``: both
 #: chosen on seeds that are not reported.
