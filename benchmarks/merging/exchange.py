@@ -45,8 +45,9 @@ def measure_exchange(bench: Bench) -> Part:
     for view in (bench.view, gpt2(bench.view)):
         for name, effects in _versions(bench, view):
             bench.tell(f"exporting {name} on {view.base.name}")
-            difference = _difference(view, effects, texts)
-            rows.append({"method": name, "base": view.base.name, "difference": difference})
+            change, difference = _differences(view, effects, texts)
+            own = {"method": name, "base": view.base.name}
+            rows.append({**own, "change": change, "difference": difference})
     return Part(
         {"export_max_logit_difference": max(row["difference"] for row in rows)},
         {"exchange": rows},
@@ -90,11 +91,16 @@ def _versions(bench: Bench, view: ModelView) -> Iterator[tuple[str, Mapping[str,
 
 
 @torch.no_grad()
-def _difference(view: ModelView, effects: Mapping[str, Effect], texts: Sequence[str]) -> float:
+def _differences(
+    view: ModelView, effects: Mapping[str, Effect], texts: Sequence[str]
+) -> tuple[float, float]:
+    """The largest of a logit: what the version changes, and where peft is away from it."""
     ids = view.pad([view.encode(text) for text in texts])
+    before = view.logits(view.hidden(ids))
     with view.with_effects(effects):
         own = view.logits(view.hidden(ids))
-    return float((own - _with_peft(view, effects, ids)).abs().max())
+    theirs = _with_peft(view, effects, ids)
+    return float((own - before).abs().max()), float((own - theirs).abs().max())
 
 
 def _with_peft(view: ModelView, effects: Mapping[str, Effect], ids: Tensor) -> Tensor:

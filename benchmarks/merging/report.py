@@ -30,7 +30,7 @@ def tables(figures: Mapping[str, float], detail: Mapping[str, Any]) -> Iterator[
         title = "One version at weight 1"
         yield _rows(title, {"error": "largest difference"}, detail["identity"]["rows"])
     if "exchange" in detail:
-        columns = {"base": "base", "difference": "largest difference of a logit"}
+        columns = {"base": "base", "change": "largest change of a logit", "difference": "peft's"}
         yield _rows("Exported to peft", columns, detail["exchange"])
 
 

@@ -35,6 +35,7 @@ def test_every_method_has_its_rows(result: dict[str, Any]) -> None:
     assert [row["method"] for row in detail["edits"]["rows"]] == METHODS
     assert [row["method"] for row in detail["identity"]["rows"]] == METHODS[:1]
     assert len(detail["exchange"]) == 6
+    assert all(row["change"] > 100 * row["difference"] for row in detail["exchange"])
     assert all(row["delta_bytes"] > 0 for row in detail["tasks"])
 
 
