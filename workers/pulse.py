@@ -29,17 +29,25 @@ class Timing:
         ttl: an execution counts as lost this long after its worker's last beat.
         beat: between two beats.
         sweep: between two looks for lost executions.
+        standstill: a work-horse that is stopped for so long is killed: it may hold a lock that
+            everybody waits for.
     """
 
     ttl: int = 10
     beat: float = 3.0
     sweep: float = 3.0
+    standstill: float = 30.0
 
     @classmethod
     def for_lease(cls, seconds: float) -> Timing:
         """The default timing, scaled down for leases under 15 s."""
         scale = min(1.0, seconds / 15.0)
-        return cls(ttl=max(3, round(10 * scale)), beat=3.0 * scale, sweep=3.0 * scale)
+        return cls(
+            ttl=max(3, round(10 * scale)),
+            beat=3.0 * scale,
+            sweep=3.0 * scale,
+            standstill=30.0 * scale,
+        )
 
 
 class Pulse:

@@ -79,6 +79,16 @@ class WorkHorse:
             return self._process.wait(min(_REAP_SECONDS, max(0.0, end - time.monotonic())))
         return None
 
+    @property
+    def stands_still(self) -> bool:
+        """Whether it is stopped, by SIGSTOP or a debugger, as far as the system tells."""
+        if not hasattr(os, "waitid"):
+            return False
+        with contextlib.suppress(ChildProcessError):
+            flags = os.WSTOPPED | os.WNOHANG | os.WNOWAIT
+            return os.waitid(os.P_PID, self.pid, flags) is not None
+        return False
+
     def hand(self, order: Mapping[str, str | int]) -> None:
         """Gives it its one job; BrokenPipeError if it has died."""
         stdin = self._process.stdin

@@ -105,6 +105,7 @@ class ErrataWorker(Worker):
         self._quick = connect(url, patience=0, timeout=3.0)
         self._on_lost = on_lost
         self._pulse = Pulse(self, self._quick, timing, self._lost)
+        self._standstill = timing.standstill
         self._spare = Spare(lambda: WorkHorse(preload, target, environment or {}))
         self._spare_while_busy = spare_while_busy
         self._horse: WorkHorse | None = None
@@ -207,7 +208,13 @@ class ErrataWorker(Worker):
 
     def _watch(self, record: Job, horse: WorkHorse) -> int:
         """Beats until the work-horse ends; its exit status."""
+        moved = time.monotonic()
         while (status := horse.wait(_TURN)) is None:
+            if not horse.stands_still:
+                moved = time.monotonic()
+            elif time.monotonic() - moved > self._standstill:
+                log.warning("attempt %s stands still and is killed", record.id)
+                horse.kill()
             if time.monotonic() > self._stop_at:
                 log.warning("attempt %s did not end in %g s and is killed", record.id, self._grace)
                 horse.kill()

@@ -1,5 +1,6 @@
 """One attempt, one work-horse: performed, lost, stopped."""
 
+import os
 import signal
 import time
 
@@ -61,6 +62,21 @@ def test_a_work_horse_that_dies_is_reported_at_once(
     queue(connection, "job_after")
     assert workplace.count("ended", 1)[0][0] == "job_after"
     assert len(workplace.trace("lost")) == 1
+
+
+def test_a_work_horse_that_stands_still_is_killed(
+    connection: redis.Redis, workplace: Workplace
+) -> None:
+    """Asleep it lives on; stopped it might hold a lock for ever."""
+    workplace.work(lease=1)
+    queue(connection, "wait_a")
+    horse = int(workplace.count("begun", 1)[0][2])
+    time.sleep(2.5)
+    assert alive(horse)
+    os.kill(horse, signal.SIGSTOP)
+    lost = workplace.count("lost", 1)[0]
+    assert lost[:2] == ["wait_a", "1"]
+    until(lambda: not alive(horse))
 
 
 def test_a_spare_that_dies_costs_no_attempt(
