@@ -83,7 +83,8 @@ class Work:
         self, chain: Sequence[Version], request: Mapping[str, Any], place: int, count: int
     ) -> Self:
         """The same attempt as if its job had asked for ``request`` on top of the first version of
-        ``chain``: the place-th of ``count`` parts of the work.
+        ``chain``: the place-th of ``count`` parts of the work. The first progress of a part is
+        written at once.
 
         Args:
             chain: a lineage; what the attempt itself has made need not be in the registry.
@@ -91,7 +92,8 @@ class Work:
         work = copy.copy(self)
         job = replace(self.claim.job, request=request)
         work.claim = replace(self.claim, job=job, parent=chain[0])
-        work._chain, work._part, work._waiting = chain, (place, count), []
+        work._chain, work._part = chain, (place, count)
+        work._written_at, work._waiting = 0.0, []
         return work
 
     def __enter__(self) -> Self:
