@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Concatenate, ParamSpec
 
-from fastapi import Header, Response
+from fastapi import Depends, Header, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import Connection
 
 from app.edits.schemas import Guards
 from app.jobs.schemas import JobBody, job_body
-from app.services import Caller, Services
+from app.services import Caller, CallerDep, Services, ServicesDep
 from registry import endpoints, files, jobs, versions
 from registry.bases import Base
 from registry.errors import Conflict, Gone, NotFound, UnprocessableRequest
@@ -31,46 +31,73 @@ IdempotencyKey = Annotated[
         description="The same key within 24 h answers with the same job.",
     ),
 ]
+#: Writes a job that was found right, in the transaction that it is given.
+Submit = Callable[[Connection], Job]
+P = ParamSpec("P")
 
 
-def submit_once(
-    services: Services,
-    caller: Caller,
-    response: Response,
-    key: str | None,
-    body: BaseModel,
-    check: Callable[[], Callable[[Connection], Job]],
-) -> JobBody:
-    """Answer with the job that this key made before, or with a new one.
+class Submission:
+    """A request for a job: who asks, of which path, and under which key."""
 
-    ``check`` looks at the request without holding the database's lock and returns what submits
-    the job.
-    """
-    digest = sha256(json.dumps(body.model_dump(mode="json"), sort_keys=True).encode())
-    answer = _made_before(services, caller, key, digest)
-    if answer is None:
-        submit = check()
-        with services.database.write() as connection:
-            job = None
-            if key is not None:
-                job = jobs.find_idempotent(connection, caller.tenant, key, digest)
-            if job is None:
-                job = submit(connection)
-                if key is not None:
-                    jobs.remember_idempotent(connection, caller.tenant, key, digest, job.id)
-            answer = job_body(connection, job)
-    response.headers["Location"] = f"/v1/jobs/{answer.id}"
-    return answer
+    def __init__(
+        self,
+        request: Request,
+        response: Response,
+        services: ServicesDep,
+        caller: CallerDep,
+        idempotency_key: IdempotencyKey = None,
+    ) -> None:
+        self.services, self.caller = services, caller
+        self._path, self._response, self._key = request.url.path, response, idempotency_key
+
+    def once(
+        self,
+        check: Callable[Concatenate[Services, Caller, P], Submit],
+        *asked: P.args,
+        **named: P.kwargs,
+    ) -> JobBody:
+        """Answer with the job that this key made before of the same request, or with a new one.
+
+        Args:
+            check: looks at what is asked without holding the database's lock.
+
+        Raises:
+            Conflict: the key came with another request. ErrataError: what ``check`` finds.
+        """
+        digest = sha256(json.dumps([self._path, asked, named], default=_as_json).encode())
+        answer = self._made_before(digest)
+        if answer is None:
+            submit = check(self.services, self.caller, *asked, **named)
+            with self.services.database.write() as connection:
+                job = self._found(connection, digest)
+                if job is None:
+                    job = submit(connection)
+                    if self._key is not None:
+                        jobs.remember_idempotent(
+                            connection, self.caller.tenant, self._key, digest, job.id
+                        )
+                answer = job_body(connection, job)
+        self._response.headers["Location"] = f"/v1/jobs/{answer.id}"
+        return answer
+
+    def _made_before(self, digest: str) -> JobBody | None:
+        if self._key is None:
+            return None
+        with self.services.database.read() as connection:
+            job = self._found(connection, digest)
+            return None if job is None else job_body(connection, job)
+
+    def _found(self, connection: Connection, digest: str) -> Job | None:
+        if self._key is None:
+            return None
+        return jobs.find_idempotent(connection, self.caller.tenant, self._key, digest)
 
 
-def _made_before(
-    services: Services, caller: Caller, key: str | None, digest: str
-) -> JobBody | None:
-    if key is None:
-        return None
-    with services.database.read() as connection:
-        job = jobs.find_idempotent(connection, caller.tenant, key, digest)
-        return None if job is None else job_body(connection, job)
+SubmissionDep = Annotated[Submission, Depends()]
+
+
+def _as_json(asked: BaseModel) -> Any:
+    return asked.model_dump(mode="json")
 
 
 def prepare_missing(

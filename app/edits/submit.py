@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,6 +11,7 @@ from app.edits.schemas import CreateEdit
 from app.services import Caller, Services
 from app.submission import (
     NamedFiles,
+    Submit,
     guard_files,
     guard_request,
     head_of,
@@ -32,9 +33,7 @@ from workers.recipes import check_edit, find_method
 LISTED_WARNINGS = 100
 
 
-def check_request(
-    services: Services, caller: Caller, body: CreateEdit
-) -> Callable[[Connection], Job]:
+def check_request(services: Services, caller: Caller, body: CreateEdit) -> Submit:
     """Check a request and store its edits and examples; what is returned submits the job.
 
     Raises:

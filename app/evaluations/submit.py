@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,6 +10,7 @@ from app.evaluations.schemas import CreateEvaluation
 from app.services import Caller, Services
 from app.submission import (
     NamedFiles,
+    Submit,
     check_harm_file,
     named_version,
     prepare_missing,
@@ -24,9 +24,7 @@ from workers.inputs import check_measured
 from workers.recipes import TEXTS
 
 
-def check_request(
-    services: Services, caller: Caller, body: CreateEvaluation
-) -> Callable[[Connection], Job]:
+def check_request(services: Services, caller: Caller, body: CreateEvaluation) -> Submit:
     """Check a request and store its edits; what is returned submits the job.
 
     Raises:

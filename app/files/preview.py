@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
 
 from sqlalchemy import Connection
 
 from app.files.schemas import PreviewBody, PreviewOf
 from app.services import Caller, Services
-from app.submission import named_version
+from app.submission import Submit, named_version
 from registry import jobs
 from registry.bases import Base, base_of
 from registry.errors import UnprocessableRequest
@@ -33,9 +32,7 @@ def preview(services: Services, caller: Caller, body: PreviewOf) -> PreviewBody:
     return PreviewBody(**preview_rows(body.preprocessing, rows, body.limit))
 
 
-def check_request(
-    services: Services, caller: Caller, body: PreviewOf
-) -> Callable[[Connection], Job]:
+def check_request(services: Services, caller: Caller, body: PreviewOf) -> Submit:
     """Check a request; what is returned submits the job.
 
     Raises:

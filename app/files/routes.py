@@ -22,7 +22,7 @@ from app.files.schemas import (
 from app.jobs.schemas import JobBody
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
-from app.submission import IdempotencyKey, submit_once
+from app.submission import SubmissionDep
 from registry import files
 from registry.artifacts import CHUNK_BYTES
 from registry.errors import TooLarge, UnprocessableRequest
@@ -123,7 +123,7 @@ def preview_file(
     services: ServicesDep,
     caller: CallerDep,
     response: Response,
-    idempotency_key: IdempotencyKey = None,
+    submission: SubmissionDep,
 ) -> PreviewBody | JobBody:
     """The first rows before and after preprocessing: at once or, where a step asks a version for
     its answers, as a job (202) whose metrics are the preview."""
@@ -131,14 +131,7 @@ def preview_file(
     if not needs_model(body.preprocessing):
         return preview(services, caller, asked)
     response.status_code = status.HTTP_202_ACCEPTED
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        asked,
-        lambda: check_request(services, caller, asked),
-    )
+    return submission.once(check_request, asked)
 
 
 @router.delete("/{file_id}")

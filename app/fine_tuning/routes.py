@@ -20,7 +20,7 @@ from app.fine_tuning.schemas import (
 from app.fine_tuning.submit import check_request
 from app.schemas import Limit, ListOf, Name
 from app.services import Caller, CallerDep, ServicesDep
-from app.submission import IdempotencyKey, submit_once
+from app.submission import SubmissionDep
 from registry import jobs
 from registry.checkpoints import list_checkpoints
 from registry.curves import curves
@@ -41,17 +41,10 @@ def create_job(
     services: ServicesDep,
     caller: CallerDep,
     response: Response,
-    idempotency_key: IdempotencyKey = None,
+    submission: SubmissionDep,
 ) -> FineTuningBody:
     """Tune a version on the rows of a file; what comes of it is another version."""
-    made = submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        body,
-        lambda: check_request(services, caller, body),
-    )
+    made = submission.once(check_request, body)
     response.headers["Location"] = f"{router.prefix}/{made.id}"
     return get_job(made.id, services, caller)
 

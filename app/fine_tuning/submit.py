@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,6 +10,7 @@ from app.fine_tuning.schemas import CreateFineTuning, Method
 from app.services import Caller, Services
 from app.submission import (
     NamedFiles,
+    Submit,
     guard_files,
     guard_request,
     named_version,
@@ -26,9 +26,7 @@ from workers.preprocessing import check_forms, rows_made
 from workers.recipes import TEXTS, check_options, check_rows, check_tuning, find_tuning
 
 
-def check_request(
-    services: Services, caller: Caller, body: CreateFineTuning
-) -> Callable[[Connection], Job]:
+def check_request(services: Services, caller: Caller, body: CreateFineTuning) -> Submit:
     """Check a request; what is returned submits the job.
 
     Raises:

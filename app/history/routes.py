@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response, status
-from pydantic import BaseModel, SerializeAsAny
+from fastapi import APIRouter, Path, Query, status
 
 from app.history.diff import diff
 from app.history.schemas import DiffBody, DiffFile, Flatten, Replay, Revert, VersionName
@@ -19,17 +18,10 @@ from app.history.submit import (
 from app.jobs.schemas import JobBody
 from app.schemas import Name
 from app.services import CallerDep, ServicesDep
-from app.submission import IdempotencyKey, submit_once
+from app.submission import SubmissionDep
 from registry import versions
 
 router = APIRouter(prefix="/v1", tags=["history"])
-
-
-class _On(BaseModel):
-    """A request with what its path names: by both an Idempotency-Key knows it again."""
-
-    path: str
-    body: SerializeAsAny[BaseModel]
 
 
 VersionId = Annotated[str, Path(pattern=r"^ver_[0-9a-f]{40}$")]
@@ -51,81 +43,26 @@ def get_diff(
 
 
 @router.post("/versions/{version_id}/diff", status_code=status.HTTP_202_ACCEPTED)
-def diff_on_file(
-    version_id: VersionId,
-    body: DiffFile,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> JobBody:
+def diff_on_file(version_id: VersionId, body: DiffFile, submission: SubmissionDep) -> JobBody:
     """Which prompts of a file two versions answer differently; the job's metrics list them."""
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        _On(path=version_id, body=body),
-        lambda: check_diff(services, caller, version_id, body),
-    )
+    return submission.once(check_diff, version_id, body)
 
 
 @router.post("/versions/{version_id}/flatten", status_code=status.HTTP_202_ACCEPTED)
 def flatten(
-    version_id: VersionId,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    body: Flatten | None = None,
-    idempotency_key: IdempotencyKey = None,
+    version_id: VersionId, submission: SubmissionDep, body: Flatten | None = None
 ) -> JobBody:
     """Make a version whose one delta does what this one's stack does."""
-    asked = body or Flatten()
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        _On(path=version_id, body=asked),
-        lambda: check_flatten(services, caller, version_id, asked),
-    )
+    return submission.once(check_flatten, version_id, body or Flatten())
 
 
 @router.post("/versions/{version_id}/revert", status_code=status.HTTP_202_ACCEPTED)
-def revert(
-    version_id: VersionId,
-    body: Revert,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> JobBody:
+def revert(version_id: VersionId, body: Revert, submission: SubmissionDep) -> JobBody:
     """Take a delta out of a version's stack, wherever it is; what remains is measured again."""
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        _On(path=version_id, body=body),
-        lambda: check_revert(services, caller, version_id, body),
-    )
+    return submission.once(check_revert, version_id, body)
 
 
 @router.post("/endpoints/{name}/replay", status_code=status.HTTP_202_ACCEPTED)
-def replay(
-    name: Name,
-    body: Replay,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> JobBody:
+def replay(name: Name, body: Replay, submission: SubmissionDep) -> JobBody:
     """Run an endpoint's live recipes again, in order, on another base; report edit by edit."""
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        _On(path=name, body=body),
-        lambda: check_replay(services, caller, name, body),
-    )
+    return submission.once(check_replay, name, body)

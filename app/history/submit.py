@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -11,6 +11,7 @@ from app.history.schemas import DiffFile, Flatten, Replay, Revert
 from app.services import Caller, Services
 from app.submission import (
     NamedFiles,
+    Submit,
     check_unreserved,
     guard_files,
     guard_request,
@@ -31,7 +32,6 @@ from workers.contents import read_contents
 from workers.inputs import check_edits
 from workers.recipes import TEXTS, check_edit, check_rows, find_method, find_tuning
 
-Submit = Callable[[Connection], Job]
 #: What a file may be for that versions are compared on.
 COMPARED = ("facts", "edits", "texts")
 

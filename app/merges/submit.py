@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection
 
 from app.merges.schemas import CreateMerge
 from app.services import Caller, Services
-from app.submission import NamedFiles, guard_files, guard_request, head_of, prepare_missing
+from app.submission import NamedFiles, Submit, guard_files, guard_request, head_of, prepare_missing
 from registry import jobs, versions
 from registry.bases import Base, base_of
 from registry.errors import Conflict, Gone, NotFound, UnprocessableRequest
@@ -19,9 +19,7 @@ from workers.inputs import check_mergeable
 from workers.recipes import TEXTS, check_merge, find_merge
 
 
-def check_request(
-    services: Services, caller: Caller, body: CreateMerge
-) -> Callable[[Connection], Job]:
+def check_request(services: Services, caller: Caller, body: CreateMerge) -> Submit:
     """Check a request; what is returned submits the job.
 
     Raises:
@@ -30,9 +28,7 @@ def check_request(
     return _checked(services, caller, body, "merge", body.endpoint, frozenset({TEXTS}))
 
 
-def check_preview(
-    services: Services, caller: Caller, body: CreateMerge
-) -> Callable[[Connection], Job]:
+def check_preview(services: Services, caller: Caller, body: CreateMerge) -> Submit:
     """As ``check_request``, for a report alone: it waits for no endpoint."""
     return _checked(services, caller, body, "merge_preview", None, frozenset())
 
@@ -44,7 +40,7 @@ def _checked(
     kind: str,
     endpoint: str | None,
     resources: frozenset[str],
-) -> Callable[[Connection], Job]:
+) -> Submit:
     entry = find_merge(body.method)
     weights = [{None: own.weight, **own.layer_weights} for own in body.versions]
     hyperparameters = check_merge(entry, body.hyperparameters, weights)

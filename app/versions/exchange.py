@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Connection
 
 from app.services import Caller, Services
-from app.submission import NamedFiles, guard_files, guard_request, prepare_missing
+from app.submission import NamedFiles, Submit, guard_files, guard_request, prepare_missing
 from app.versions.schemas import ExportOptions, ImportVersion
 from registry import files, jobs, versions
 from registry.bases import Base, base_of
@@ -23,7 +22,7 @@ from workers.recipes import TEXTS
 
 def check_export(
     services: Services, caller: Caller, version_id: str, asked: ExportOptions
-) -> Callable[[Connection], Job]:
+) -> Submit:
     """Check a request; what is returned submits the job.
 
     Raises:
@@ -66,9 +65,7 @@ def find_export(
     return job, file
 
 
-def check_import(
-    services: Services, caller: Caller, body: ImportVersion
-) -> Callable[[Connection], Job]:
+def check_import(services: Services, caller: Caller, body: ImportVersion) -> Submit:
     """Check a request and the archive that it names; what is returned submits the job.
 
     Raises:

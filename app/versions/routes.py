@@ -14,11 +14,10 @@ from app.files.content import content
 from app.jobs.schemas import JobBody, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
-from app.submission import IdempotencyKey, submit_once
+from app.submission import SubmissionDep
 from app.versions.exchange import check_export, check_import, find_export
 from app.versions.graph import DOT, as_dot, edges
 from app.versions.schemas import (
-    ExportOf,
     ExportOptions,
     ImportVersion,
     Lineage,
@@ -86,62 +85,25 @@ def get_lineage(
 
 @router.post("/{version_id}/editability", status_code=http.HTTP_202_ACCEPTED)
 def measure_editability(
-    version_id: VersionId,
-    body: Editability,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    version_id: VersionId, body: Editability, submission: SubmissionDep
 ) -> JobBody:
     """Say, before anyone edits, how easily each layer is edited on these prompts."""
     asked = CreateEvaluation(model=version_id, editability=body)
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        asked,
-        lambda: check_request(services, caller, asked),
-    )
+    return submission.once(check_request, asked)
 
 
 @router.post("/import", status_code=http.HTTP_202_ACCEPTED)
-def import_version(
-    body: ImportVersion,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
-) -> JobBody:
+def import_version(body: ImportVersion, submission: SubmissionDep) -> JobBody:
     """Make a version of a PEFT LoRA adapter, or restore one from an errata archive."""
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        body,
-        lambda: check_import(services, caller, body),
-    )
+    return submission.once(check_import, body)
 
 
 @router.post("/{version_id}/export", status_code=http.HTTP_202_ACCEPTED)
 def export_version(
-    version_id: VersionId,
-    body: ExportOptions,
-    services: ServicesDep,
-    caller: CallerDep,
-    response: Response,
-    idempotency_key: IdempotencyKey = None,
+    version_id: VersionId, body: ExportOptions, submission: SubmissionDep
 ) -> JobBody:
     """Write a version as a zip archive, which the job's ``result_files`` name."""
-    return submit_once(
-        services,
-        caller,
-        response,
-        idempotency_key,
-        ExportOf(version=version_id, **body.model_dump(exclude_unset=True)),
-        lambda: check_export(services, caller, version_id, body),
-    )
+    return submission.once(check_export, version_id, body)
 
 
 @router.get("/{version_id}/export", response_class=StreamingResponse, responses=EXPORT)

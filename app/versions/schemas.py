@@ -35,12 +35,6 @@ class ExportOptions(Request):
         return self
 
 
-class ExportOf(ExportOptions):
-    """An export and the version that it is of: what an Idempotency-Key stands for."""
-
-    version: Name
-
-
 class ImportVersion(Request):
     """An archive that was uploaded with purpose ``archive``."""
 

@@ -203,6 +203,9 @@ def test_a_preview_and_what_versions_have_in_common(
     assert posted.status_code == 202, posted.text
     assert again.json()["id"] == posted.json()["id"]
     assert posted.headers["Location"] == f"/v1/jobs/{posted.json()['id']}"
+    elsewhere = service.client.post("/v1/merges", json=body, headers=headers)
+    assert elsewhere.status_code == 422, elsewhere.text
+    assert "Idempotency-Key" in elsewhere.json()["error"]["message"]
     job = service.ended(posted.json()["id"])
     assert (job["kind"], job["status"], job["version"]) == ("merge_preview", "succeeded", None), job
     found = job["metrics"]["conflicts"]
