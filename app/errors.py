@@ -47,6 +47,8 @@ def error_response(error: ErrataError) -> JSONResponse:
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if error.status in (409, 410, 422, 504):
         headers["x-should-retry"] = "false"
     return JSONResponse({"error": error.body()}, error.status, headers)

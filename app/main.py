@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import errors
 from app.admin.routes import router as admin
+from app.door import Door
 from app.edits.routes import router as edits
 from app.endpoints.routes import router as endpoints
 from app.evaluations.routes import router as evaluations
@@ -22,8 +23,9 @@ from app.follower import Follower
 from app.history.routes import router as history
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
+from app.keys.routes import router as keys
 from app.merges.routes import router as merges
-from app.services import DEFAULT_TENANT, Services
+from app.services import Services, needs
 from app.versions.routes import router as versions
 from registry import __version__
 from registry.bootstrap import bootstrap
@@ -33,18 +35,20 @@ from registry.settings import Settings
 logger = logging.getLogger("errata.api")
 DISPATCH_SECONDS = 0.2
 COLLECT_SECONDS = 3600.0
-ROUTERS: tuple[APIRouter, ...] = (
-    inference,
-    files,
-    edits,
-    evaluations,
-    fine_tuning,
-    merges,
-    jobs,
-    versions,
-    history,
-    endpoints,
-    admin,
+#: The routes, and the scope that a caller of them must have.
+ROUTERS: tuple[tuple[APIRouter, str | None], ...] = (
+    (inference, "infer"),
+    (files, "edit"),
+    (edits, "edit"),
+    (evaluations, "edit"),
+    (fine_tuning, "edit"),
+    (merges, "edit"),
+    (jobs, "edit"),
+    (versions, "edit"),
+    (history, "edit"),
+    (endpoints, "edit"),
+    (keys, "admin"),
+    (admin, None),
 )
 
 
@@ -56,7 +60,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         if services is None:
             yield
             return
-        bootstrap(services.database, DEFAULT_TENANT, services.bases.values())
+        bootstrap(services.database, services.bases.values())
         follower = Follower(services.database, services.bases, services.engine, services.notices)
         works = (_dispatch(services), _collect(services), follower.run())
         tasks = [asyncio.create_task(work) for work in works]
@@ -89,9 +93,10 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         upload_path=files.prefix,
         upload_limit=settings.max_file_bytes,
     )
+    app.add_middleware(Door, settings=settings)
     errors.install(app)
-    for router in ROUTERS:
-        app.include_router(router)
+    for router, scope in ROUTERS:
+        app.include_router(router, dependencies=[] if scope is None else [needs(scope)])
     return app
 
 

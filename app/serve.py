@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
 import sys
@@ -19,6 +18,7 @@ import uvicorn
 
 from app.main import create_app
 from app.services import Services
+from registry import keys
 from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.database import Database
@@ -43,9 +43,10 @@ def serve(settings: Settings) -> None:
     Raises:
         ErrataError: a setting that cannot work, with the cure.
     """
-    _refuse_open_door(settings)
     bases = find_bases(settings.bases)
     settings.data.mkdir(parents=True, exist_ok=True)
+    database = Database(settings.sql_url)
+    _refuse_open_door(settings, database)
     with _runtime_folder(settings) as runtime:
         queue = (
             None if settings.redis_url else EmbeddedQueue(settings.data / "queue", runtime / "q")
@@ -58,7 +59,6 @@ def serve(settings: Settings) -> None:
             _worker(settings, redis_url, number) for number in range(1, settings.workers + 1)
         ]
         supervisor = Supervisor(children)
-        database = Database(settings.sql_url)
         services = Services(
             settings=settings,
             bases=bases,
@@ -134,15 +134,17 @@ def _runtime_folder(settings: Settings) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _refuse_open_door(settings: Settings) -> None:
-    """Without keys only this machine may ask."""
-    try:
-        loopback = ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = settings.host == "localhost"
-    if not loopback:
-        raise InvalidRequest(
-            f"ERRATA_HOST is {settings.host!r}: without API keys the service answers this machine"
-            " only; bind to 127.0.0.1 and put a proxy that authenticates before it",
-            param="ERRATA_HOST",
-        )
+def _refuse_open_door(settings: Settings, database: Database) -> None:
+    """Where a key is asked for there must be one; without keys only this machine may ask."""
+    if not settings.needs_keys:
+        return
+    database.migrate()
+    with database.read() as connection:
+        if keys.has_live_key(connection):
+            return
+    raise InvalidRequest(
+        f"ERRATA_HOST is {settings.host!r}, where API keys are asked for, and there is none yet:"
+        " `errata keys create NAME --scope admin` with the same ERRATA_DATA (or"
+        " ERRATA_DATABASE_URL) makes one; without keys bind to 127.0.0.1",
+        param="ERRATA_HOST",
+    )

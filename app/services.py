@@ -8,20 +8,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, params
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 
+from registry import keys
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
+from registry.bootstrap import DEFAULT_TENANT
 from registry.database import Database
-from registry.errors import Forbidden
+from registry.errors import Forbidden, Unauthorized
 from registry.settings import Settings
 from serving.client import EngineClient
 from workers.dispatch import Dispatcher
 from workers.notices import Notices
-
-DEFAULT_TENANT = "default"
-SCOPES = frozenset({"infer", "edit", "admin"})
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,13 @@ class Services:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: the tenant that everything is scoped by, the name that histories show, and what
-    the caller may do (``infer``, ``edit``, ``admin``)."""
+    """Who asks: the tenant that everything is scoped by, the name that histories show, what the
+    caller may do (``infer``, ``edit``, ``admin``), and the id of the key that was shown."""
 
     tenant: str
     actor: str
     scopes: frozenset[str] = frozenset()
+    key: str | None = None
 
     def require(self, scope: str, what: str) -> None:
         """Raises Forbidden if the caller lacks a scope."""
@@ -69,10 +71,44 @@ async def get_services(request: Request) -> Services:
     return services
 
 
-async def get_caller() -> Caller:
-    """On loopback no key is asked for: everyone is the default tenant's owner."""
-    return Caller(DEFAULT_TENANT, "local", SCOPES)
-
-
 ServicesDep = Annotated[Services, Depends(get_services)]
+Bearer = Annotated[
+    HTTPAuthorizationCredentials | None,
+    Depends(HTTPBearer(auto_error=False, description="An API key (`errata keys create`).")),
+]
+
+
+async def get_caller(services: ServicesDep, bearer: Bearer) -> Caller:
+    """Whose key comes with the request.
+
+    Where none is needed, everyone without one is the default tenant's owner; what a client sends
+    that must send something (``api_key="none"``) is no key.
+    """
+    token = "" if bearer is None else bearer.credentials
+    if token.startswith(keys.PREFIX):
+        key = await run_in_threadpool(_key, services, token)
+        return Caller(key.tenant, key.name, key.scopes, key.id)
+    if services.settings.needs_keys:
+        raise Unauthorized(
+            "this service asks for an API key; send it as Authorization: Bearer er_…"
+            " (`errata keys create` makes one)"
+        )
+    return Caller(DEFAULT_TENANT, "local", keys.SCOPES)
+
+
+def _key(services: Services, token: str) -> keys.Key:
+    with services.database.read() as connection:
+        return keys.authenticate(connection, token)
+
+
 CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+def needs(scope: str) -> params.Depends:
+    """A dependency of routes whose callers must have a scope."""
+
+    async def check(request: Request, caller: CallerDep) -> None:
+        caller.require(scope, f"{request.method} {request.url.path}")
+
+    dependency: params.Depends = Depends(check)
+    return dependency

@@ -5,6 +5,7 @@
     │   ├── UnprocessableRequest      422
     │   ├── UnsupportedParameter      400 unsupported_parameter
     │   └── UnsupportedModel          400 unsupported_model
+    ├── Unauthorized                  401 invalid_api_key
     ├── Forbidden                     403 permission_denied
     ├── NotFound                      404 not_found
     ├── Conflict                      409 conflict          (never worth a retry)
@@ -83,6 +84,12 @@ class UnsupportedParameter(InvalidRequest):
 
 class UnsupportedModel(InvalidRequest):
     default_code = "unsupported_model"
+
+
+class Unauthorized(ErrataError):
+    status = 401
+    type = "invalid_request_error"
+    default_code = "invalid_api_key"
 
 
 class Forbidden(ErrataError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
 from typing import Self
@@ -12,6 +13,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 _CORES = os.cpu_count() or 1
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is this machine's own, which others cannot reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Settings(BaseSettings):
     """What a deployment can choose. ``errata serve --help`` and docs/settings.md list them."""
 
@@ -20,6 +29,20 @@ class Settings(BaseSettings):
     )
 
     host: str = Field("127.0.0.1", description="Address the API binds to.")
+    require_keys: bool = Field(
+        False,
+        description=(
+            "Ask for an API key on this machine too. At an address that others can reach one is"
+            " always asked for."
+        ),
+    )
+    allowed_hosts: str = Field(
+        "",
+        description=(
+            "While no key is asked for, further names by commas that the service may be called by,"
+            " besides this machine's own: those of a proxy before it."
+        ),
+    )
     port: int = Field(
         8000, ge=0, le=65535, description="Port the API binds to; 0 takes a free one."
     )
@@ -188,6 +211,11 @@ class Settings(BaseSettings):
         values = {f"ERRATA_{name.upper()}": value for name, value in self}
         values["REDIS_URL"] = values.pop("ERRATA_REDIS_URL")
         return {name: "" if value is None else str(value) for name, value in values.items()}
+
+    @property
+    def needs_keys(self) -> bool:
+        """Whether a request must bring an API key."""
+        return self.require_keys or not is_loopback(self.host)
 
     @property
     def sql_url(self) -> str:

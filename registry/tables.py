@@ -34,6 +34,21 @@ tenants = Table(
     Column("created_at", Float, nullable=False),
 )
 
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Index("ix_api_keys_tenant", "tenant", "seq"),
+)
+
 versions = Table(
     "versions",
     metadata,

@@ -25,6 +25,8 @@ cli = typer.Typer(
 )
 bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_help=True)
 cli.add_typer(bench, name="bench")
+keys = typer.Typer(help="API keys: made, listed, revoked.", no_args_is_help=True)
+cli.add_typer(keys, name="keys")
 
 Purpose = Literal["edits", "texts", "facts", "suite", "harm"]
 Format = Literal["peft", "huggingface", "errata"]
@@ -174,6 +176,48 @@ def gc(
     from app.cli.gc import run
 
     run(Settings(), grace, dry_run)
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whom histories show.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(help="By commas: infer (ask models), edit (change them), admin (keys)."),
+    ],
+    tenant: Annotated[
+        str, typer.Option(help="Whose; a tenant that is new is made, with the bases' endpoints.")
+    ] = "default",
+    expires: Annotated[str | None, typer.Option(help="90d, 12h, …; by default never.")] = None,
+) -> None:
+    """Make an API key and print it, this once: what is kept is its SHA-256.
+
+    Example: errata keys create ci --scope infer,edit --expires 90d
+    """
+    from app.cli.keys import create
+
+    create(Settings(), name, _names(scope), tenant, expires)
+
+
+@keys.command("list")
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Only this one's.")] = None,
+) -> None:
+    """Show every key, without the keys themselves."""
+    from app.cli.keys import show
+
+    show(Settings(), tenant)
+
+
+@keys.command("revoke")
+def revoke_key(
+    key: Annotated[str, typer.Argument(help="The id: key_…")],
+    tenant: Annotated[str, typer.Option(help="Whose.")] = "default",
+) -> None:
+    """Refuse a key from the next request on."""
+    from app.cli.keys import revoke
+
+    revoke(Settings(), key, tenant)
 
 
 @bench.command("editing")

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from app.services import DEFAULT_TENANT
+from registry.bootstrap import DEFAULT_TENANT
 from registry.errors import InvalidRequest
 from registry.settings import Settings
 from workers.offline import Target, evaluate_file

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from app.services import DEFAULT_TENANT
+from registry.bootstrap import DEFAULT_TENANT
 from registry.settings import Settings
 from workers.offline import export_version
 

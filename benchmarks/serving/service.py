@@ -16,11 +16,10 @@ from typing import Any
 
 import httpx
 
-from app.services import DEFAULT_TENANT
 from editing.deltas import Delta, Effect
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
-from registry.bootstrap import bootstrap
+from registry.bootstrap import DEFAULT_TENANT, bootstrap
 from registry.database import Database
 from registry.errors import Unavailable
 from registry.manifests import VersionManifest
@@ -98,7 +97,7 @@ def _write_versions(
     base = bases[0]
     made = []
     with closing(Database(settings.sql_url)) as database:
-        bootstrap(database, DEFAULT_TENANT, bases)
+        bootstrap(database, bases)
         for effects in edits:
             digest = store.put(Delta(effects, base.digest, "bench").to_bytes())
             manifest = VersionManifest(base.ref, (digest,), (VersionManifest(base.ref).id,))

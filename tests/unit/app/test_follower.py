@@ -85,7 +85,7 @@ async def is_resident(client: EngineClient, ref: VersionRef) -> bool:
 def world(tmp_path: Path) -> Iterator[World]:
     base = save_base(tmp_path / "llama", "llama")
     database = Database(f"sqlite:///{tmp_path / 'data' / 'registry.db'}")
-    bootstrap(database, "default", [base])
+    bootstrap(database, [base])
     with tempfile.TemporaryDirectory(prefix="eq") as short:
         queue = EmbeddedQueue(tmp_path / "queue", Path(short) / "q")
         queue.start()

@@ -2,8 +2,9 @@
 
 import pytest
 
-from app.services import SCOPES, Caller
+from app.services import Caller
 from registry.errors import Forbidden
+from registry.keys import SCOPES
 
 
 def test_a_caller_without_the_scope_is_told_which_one_is_needed() -> None:

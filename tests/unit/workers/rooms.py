@@ -39,7 +39,7 @@ class Room:
         self.database = Database(self.settings.sql_url)
         self.artifacts = ArtifactStore(self.settings.artifact_folder)
         self.models = LoadedBases(found, "float32")
-        bootstrap(self.database, TENANT, found.values())
+        bootstrap(self.database, found.values())
         for base in found:
             request = {"resources": ["covariance/0", "covariance/1"]}
             assert self.perform("prepare", request, base=base).status == "succeeded"

@@ -38,7 +38,7 @@ class Room:
         self.artifacts = ArtifactStore(self.settings.artifact_folder)
         self.models = LoadedBases(bases, "float32")
         self.parent = VersionManifest(bases["atlas"].ref).id
-        bootstrap(self.database, TENANT, bases.values())
+        bootstrap(self.database, bases.values())
 
     def work(self, steps: list[dict[str, Any]], *, held_out: bool = False) -> Work:
         rows = self.artifacts.put_rows(ROWS)

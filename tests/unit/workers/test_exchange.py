@@ -51,7 +51,7 @@ class Room:
         self.artifacts = ArtifactStore(self.settings.artifact_folder)
         self.models = models
         self.base = find_bases("atlas")["atlas"]
-        bootstrap(self.database, TENANT, [self.base])
+        bootstrap(self.database, [self.base])
         self.root = VersionManifest(self.base.ref).id
         self.perform("prepare", {"resources": ["texts"]})
 

@@ -1,0 +1,232 @@
+"""Keys, scopes and tenants over HTTP, on a service that asks for a key."""
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.service import LENIENT, Service, capital_edit
+
+FORM = {"If-None-Match": "*"}
+
+
+def keys_command(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "app.cli", "keys", *arguments]
+    return subprocess.run(
+        command, env=service.environment(), capture_output=True, text=True, timeout=60
+    )
+
+
+def new_key(service: Service, *arguments: str) -> str:
+    ended = keys_command(service, "create", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
+
+
+class Keyed(Service):
+    """A service at an address that others can reach, and clients with keys of it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, ERRATA_HOST="0.0.0.0", ERRATA_COVARIANCE_TOKENS="3000")
+        self.keys = {
+            name: new_key(self, name, *arguments)
+            for name, arguments in {
+                "ada": ("--scope", "infer,edit", "--scope", "admin"),
+                "reader": ("--scope", "infer"),
+                "editor": ("--scope", "edit"),
+                "bob": ("--scope", "infer,edit", "--tenant", "other"),
+            }.items()
+        }
+
+    def ask(self, key: str | None, method: str, path: str, **options: Any) -> httpx.Response:
+        headers = dict(options.pop("headers", {}))
+        if key is not None:
+            headers["Authorization"] = f"Bearer {self.keys.get(key, key)}"
+        return self.client.request(method, path, headers=headers, **options)
+
+
+@pytest.fixture(scope="module")
+def keyed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
+    with Keyed(tmp_path_factory.mktemp("keyed")) as service:
+        yield service
+
+
+COMPLETION = {"model": "atlas", "prompt": "The capital of France is", "max_tokens": 2}
+
+
+@pytest.mark.parametrize("key", [None, "none", "er_", "er_0_0", "er_" + "0" * 16 + "_" + "A" * 43])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/v1/models"), ("GET", "/v1/jobs"), ("POST", "/v1/edits"), ("GET", "/v1/keys")],
+)
+def test_without_a_key_nothing_is_told(
+    keyed: Keyed, key: str | None, method: str, path: str
+) -> None:
+    answer = keyed.ask(key, method, path, json={} if method == "POST" else None)
+    assert answer.status_code == 401, answer.text
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.json()["error"]["code"] == "invalid_api_key"
+    assert "errata keys create" in answer.json()["error"]["message"]
+
+
+def test_whether_it_lives_is_told_to_everyone(keyed: Keyed) -> None:
+    assert keyed.ask(None, "GET", "/healthz").status_code == 200
+    assert keyed.ask(None, "GET", "/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("key", "method", "path", "scope"),
+    [
+        ("reader", "GET", "/v1/jobs", "edit"),
+        ("reader", "POST", "/v1/edits", "edit"),
+        ("reader", "DELETE", "/v1/endpoints/atlas", "edit"),
+        ("editor", "POST", "/v1/completions", "infer"),
+        ("editor", "GET", "/v1/keys", "admin"),
+        ("editor", "POST", "/v1/keys", "admin"),
+    ],
+)
+def test_a_scope_that_lacks_is_named(
+    keyed: Keyed, key: str, method: str, path: str, scope: str
+) -> None:
+    answer = keyed.ask(key, method, path, json={} if method == "POST" else None)
+    assert answer.status_code == 403, answer.text
+    assert f"{method} {path} needs a key with the scope '{scope}'" in answer.text
+
+
+def test_a_key_does_what_its_scopes_allow(keyed: Keyed) -> None:
+    assert keyed.ask("reader", "POST", "/v1/completions", json=COMPLETION).status_code == 200
+    client = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key=keyed.keys["reader"], max_retries=0)
+    assert "atlas" in [model.id for model in client.models.list()]
+    stranger = openai.OpenAI(base_url=f"{keyed.url}/v1", api_key="sk-none", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def ended(keyed: Keyed, key: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    posted = keyed.ask(key, "POST", "/v1/edits", json=body)
+    assert posted.status_code == 202, posted.text
+    path = f"/v1/jobs/{posted.json()['id']}"
+    with keyed.client.stream(
+        "GET", f"{path}/events", headers={"Authorization": f"Bearer {keyed.keys[key]}"}
+    ) as events:
+        for _ in events.iter_lines():
+            pass
+    job: dict[str, Any] = keyed.ask(key, "GET", path).json()
+    assert job["status"] == "succeeded", job
+    return job
+
+
+def test_tenants_see_nothing_of_each_other(keyed: Keyed) -> None:
+    body = {
+        "endpoint": "atlas",
+        "edits": [capital_edit("France", "Oslo")],
+        "hyperparameters": {"steps": 15},
+        "guards": LENIENT,
+    }
+    job = ended(keyed, "ada", body)
+    file = keyed.ask(
+        "ada", "POST", "/v1/files", data={"purpose": "texts"}, files={"file": ("a.txt", b"a b c")}
+    ).json()["id"]
+    moved = keyed.ask("ada", "GET", "/v1/endpoints/atlas/history").json()["data"][0]
+    assert (moved["actor"], moved["generation"]) == ("ada", 2)
+    mine = {"version": job["version"]}
+    assert keyed.ask("ada", "PUT", "/v1/endpoints/own", json=mine, headers=FORM).status_code == 201
+
+    def told(key: str) -> str:
+        answer = keyed.ask(key, "POST", "/v1/completions", json={**COMPLETION, "temperature": 0})
+        text: str = answer.json()["choices"][0]["text"]
+        return text.strip()
+
+    assert (told("reader")[:4], told("bob")[:5]) == ("Oslo", "Paris")
+    for method, path in (
+        ("GET", f"/v1/jobs/{job['id']}"),
+        ("GET", f"/v1/jobs/{job['id']}/events"),
+        ("POST", f"/v1/jobs/{job['id']}/cancel"),
+        ("GET", f"/v1/versions/{job['version']}"),
+        ("GET", f"/v1/versions/{job['version']}/lineage"),
+        ("DELETE", f"/v1/versions/{job['version']}"),
+        ("GET", f"/v1/models/{job['version']}"),
+        ("GET", f"/v1/files/{file}"),
+        ("GET", f"/v1/files/{file}/content"),
+        ("DELETE", f"/v1/files/{file}"),
+        ("GET", "/v1/endpoints/own"),
+        ("GET", "/v1/endpoints/own/history"),
+        ("POST", "/v1/endpoints/own/rollback"),
+    ):
+        assert keyed.ask("bob", method, path).status_code == 404, (method, path)
+    asked = keyed.ask("bob", "POST", "/v1/completions", json={**COMPLETION, "model": "own"})
+    assert asked.status_code == 404
+    stolen = keyed.ask("bob", "PUT", "/v1/endpoints/mine", json=mine, headers=FORM)
+    assert stolen.status_code in (404, 422), stolen.text
+    listed = [keyed.ask("bob", "GET", f"/v1/{kind}").json()["data"] for kind in ("jobs", "files")]
+    assert listed == [[], []]
+    assert [e["name"] for e in keyed.ask("bob", "GET", "/v1/endpoints").json()["data"]] == ["atlas"]
+
+
+def test_a_key_made_over_rest_is_shown_once_and_revoked_at_once(keyed: Keyed) -> None:
+    body = {"name": "robot", "scopes": ["infer"], "expires_in": 3600}
+    made = keyed.ask("ada", "POST", "/v1/keys", json=body)
+    assert made.status_code == 201, made.text
+    key, token = made.json()["id"], made.json()["key"]
+    assert keyed.ask(token, "POST", "/v1/completions", json=COMPLETION).status_code == 200
+    listed = keyed.ask("ada", "GET", "/v1/keys?limit=1").json()
+    assert (listed["data"][0]["id"], listed["has_more"]) == (key, True)
+    assert "key" not in listed["data"][0]
+    assert token not in keyed.ask("ada", "GET", "/v1/keys").text
+    revoked = keyed.ask("ada", "DELETE", f"/v1/keys/{key}").json()
+    assert revoked["status"] == "revoked"
+    refused = keyed.ask(token, "POST", "/v1/completions", json=COMPLETION)
+    assert refused.status_code == 401
+    assert "is revoked" in refused.text
+    assert token not in keyed.log()
+    other = [k for k in keyed.ask("ada", "GET", "/v1/keys").json()["data"] if k["name"] == "bob"]
+    assert other == []
+
+
+def test_the_command_lists_and_revokes(keyed: Keyed) -> None:
+    token = new_key(keyed, "brief", "--scope", "infer", "--expires", "1h")
+    shown = keys_command(keyed, "list").stdout
+    assert "brief" in shown
+    assert token not in shown
+    key = "key_" + token.split("_")[1]
+    assert keyed.ask(token, "GET", "/v1/models").status_code == 200
+    assert "is revoked" in keys_command(keyed, "revoke", key).stdout
+    assert keyed.ask(token, "GET", "/v1/models").status_code == 401
+    for arguments in (
+        ("create", "x", "--scope", "infer", "--expires", "soon"),
+        ("create", "../x", "--scope", "infer"),
+        ("create", "x", "--scope", "root"),
+        ("create", "x", "--scope", ","),
+        ("revoke", "key_0"),
+    ):
+        refused = keys_command(keyed, *arguments)
+        assert refused.returncode != 0
+        assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Host": "evil.example"}, 400),
+        ({"Host": "127.0.0.1.evil.example:80"}, 400),
+        ({"Host": ""}, 400),
+        ({"Host": "[::1"}, 400),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "[::1]:8000"}, 200),
+    ],
+)
+def test_no_page_from_elsewhere_reaches_a_service_without_keys(
+    service: Service, headers: dict[str, str], status: int
+) -> None:
+    answer = service.client.get("/v1/models", headers=headers)
+    assert answer.status_code == status, answer.text
+    if status != 200:
+        assert "ERRATA_ALLOWED_HOSTS" in answer.json()["error"]["message"]
