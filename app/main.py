@@ -72,6 +72,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
                 with suppress(asyncio.CancelledError):
                     await task
             await services.engine.close()
+            await services.limiter.close()
             services.database.close()
 
     app = FastAPI(

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import uvicorn
 
+from app.limits import Limiter
 from app.main import create_app
 from app.services import Services
 from registry import keys
@@ -67,6 +68,7 @@ def serve(settings: Settings) -> None:
             engine=EngineClient(engine_socket),
             dispatcher=Dispatcher(database, connect(redis_url, patience=QUEUE_PATIENCE), settings),
             notices=Notices(redis_url),
+            limiter=Limiter(redis_url),
         )
         for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it is done
             signal.signal(stop, _leave)

@@ -13,6 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 
+from app.limits import Limiter
 from registry import keys
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
@@ -36,6 +37,7 @@ class Services:
     engine: EngineClient
     dispatcher: Dispatcher
     notices: Notices
+    limiter: Limiter
 
     def edits(self, digest: str | None) -> list[dict[str, Any]]:
         """The edits that a recipe names, as ``EditRequest.to_json`` wrote them; none without."""
@@ -52,12 +54,12 @@ class Services:
 @dataclass(frozen=True)
 class Caller:
     """Who asks: the tenant that everything is scoped by, the name that histories show, what the
-    caller may do (``infer``, ``edit``, ``admin``), and the id of the key that was shown."""
+    caller may do (``infer``, ``edit``, ``admin``), and the key that was shown."""
 
     tenant: str
     actor: str
     scopes: frozenset[str] = frozenset()
-    key: str | None = None
+    key: keys.Key | None = None
 
     def require(self, scope: str, what: str) -> None:
         """Raises Forbidden if the caller lacks a scope."""
@@ -87,7 +89,8 @@ async def get_caller(services: ServicesDep, bearer: Bearer) -> Caller:
     token = "" if bearer is None else bearer.credentials
     if token.startswith(keys.PREFIX):
         key = await run_in_threadpool(_key, services, token)
-        return Caller(key.tenant, key.name, key.scopes, key.id)
+        await services.limiter.admit(key)
+        return Caller(key.tenant, key.name, key.scopes, key)
     if services.settings.needs_keys:
         raise Unauthorized(
             "this service asks for an API key; send it as Authorization: Bearer er_…"

@@ -29,6 +29,7 @@ class Key:
 
     Attributes:
         name: whom histories show.
+        requests_per_minute, tokens_per_minute: None: as many as it likes.
     """
 
     seq: int
@@ -36,6 +37,8 @@ class Key:
     tenant: str
     name: str
     scopes: frozenset[str]
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
     created_at: float
     expires_at: float | None
     revoked_at: float | None
@@ -54,7 +57,10 @@ def create_key(
     tenant: str,
     name: str,
     scopes: Iterable[str],
+    *,
     expires_at: float | None = None,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
 ) -> tuple[Key, str]:
     """Make a key: its row, and what its owner is told once and nobody can be told again."""
     part = secrets.token_hex(8)
@@ -66,6 +72,8 @@ def create_key(
             name=name,
             scopes=sorted(scopes),
             digest=sha256(token.encode()),
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
             created_at=time.time(),
             expires_at=expires_at,
         )
@@ -146,6 +154,8 @@ def _to_key(row: Row[Any]) -> Key:
         tenant=row.tenant,
         name=row.name,
         scopes=frozenset(row.scopes),
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
         created_at=row.created_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,

@@ -43,6 +43,8 @@ api_keys = Table(
     Column("name", String(64), nullable=False),
     Column("scopes", JSON, nullable=False),
     Column("digest", String(64), nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),

@@ -189,6 +189,12 @@ def create_key(
         str, typer.Option(help="Whose; a tenant that is new is made, with the bases' endpoints.")
     ] = "default",
     expires: Annotated[str | None, typer.Option(help="90d, 12h, …; by default never.")] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="By default as many as it likes.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=1, help="Of prompts and completions.")
+    ] = None,
 ) -> None:
     """Make an API key and print it, this once: what is kept is its SHA-256.
 
@@ -196,7 +202,15 @@ def create_key(
     """
     from app.cli.keys import create
 
-    create(Settings(), name, _names(scope), tenant, expires)
+    create(
+        Settings(),
+        name,
+        _names(scope),
+        tenant,
+        expires,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
 
 
 @keys.command("list")

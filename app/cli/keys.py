@@ -24,7 +24,12 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def create(
-    settings: Settings, name: str, scopes: list[str], tenant: str, expires: str | None
+    settings: Settings,
+    name: str,
+    scopes: list[str],
+    tenant: str,
+    expires: str | None,
+    **limits: int | None,
 ) -> None:
     """Make a key and print it: the key alone on standard output, the rest beside it."""
     for option, value in (("NAME", name), ("--tenant", tenant)):
@@ -42,7 +47,9 @@ def create(
         bootstrap(database, bases.values())
         with database.write() as connection:
             add_tenant(connection, tenant, bases.values())
-            key, token = keys.create_key(connection, tenant, name, set(scopes), expires_at)
+            key, token = keys.create_key(
+                connection, tenant, name, set(scopes), expires_at=expires_at, **limits
+            )
     finally:
         database.close()
     Console(stderr=True, highlight=False).print(

@@ -106,7 +106,8 @@ async def create_completion(
         for prompt in prompts
         for params in sampling
     ]
-    return await _answer(body, request, services, TextShape(admitted), requests, body.logprobs)
+    shape = TextShape(admitted)
+    return await _answer(body, request, services, caller, shape, requests, body.logprobs)
 
 
 @router.post("/chat/completions", response_class=Response, responses=STREAMED)
@@ -130,7 +131,7 @@ async def create_chat_completion(
         )
         for params in sampling
     ]
-    return await _answer(body, request, services, ChatShape(admitted), requests, logprobs)
+    return await _answer(body, request, services, caller, ChatShape(admitted), requests, logprobs)
 
 
 def _resolve(services: Services, caller: Caller, model: str, user: str) -> Resolved:
@@ -139,6 +140,8 @@ def _resolve(services: Services, caller: Caller, model: str, user: str) -> Resol
 
 
 async def _admitted(body: InferenceRequest, services: Services, caller: Caller) -> Admitted:
+    if caller.key is not None:
+        await services.limiter.admit_tokens(caller.key)
     user = body.safety_identifier or body.user or caller.actor
 
     def find() -> Admitted:
@@ -152,13 +155,16 @@ async def _answer(
     body: InferenceRequest,
     request: Request,
     services: Services,
+    caller: Caller,
     shape: TextShape,
     requests: Sequence[GenerateRequest],
     logprobs: int | None,
 ) -> Response:
     """Wait for the first piece, so that what the engine refuses is an HTTP error, then answer."""
     seconds = body.seconds(services.settings.request_seconds)
-    pieces = services.engine.generate_all(requests, seconds=seconds)
+    pieces = services.limiter.metered(
+        caller.key, services.engine.generate_all(requests, seconds=seconds)
+    )
     headers = shape.admitted.headers
     if body.stream:
         first = await unless_gone(request, anext(pieces))

@@ -21,7 +21,13 @@ def create_key(body: CreateKey, services: ServicesDep, caller: CallerDep) -> New
     expires_at = None if body.expires_in is None else time.time() + body.expires_in
     with services.database.write() as connection:
         key, token = keys.create_key(
-            connection, caller.tenant, body.name, set(body.scopes), expires_at
+            connection,
+            caller.tenant,
+            body.name,
+            set(body.scopes),
+            expires_at=expires_at,
+            requests_per_minute=body.requests_per_minute,
+            tokens_per_minute=body.tokens_per_minute,
         )
     return NewKeyBody(**key_body(key).model_dump(), key=token)
 

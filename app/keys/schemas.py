@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field
 from app.schemas import Name, Request
 from registry.keys import Key
 
+Limit = Annotated[int, Field(ge=1, le=1_000_000_000)]
 KeyScope = Literal["infer", "edit", "admin"]
 
 
@@ -20,6 +21,10 @@ class CreateKey(Request):
     expires_in: int | None = Field(
         None, ge=1, le=10 * 365 * 86400, description="Seconds from now; without it, never."
     )
+    requests_per_minute: Limit | None = None
+    tokens_per_minute: Limit | None = Field(
+        None, description="Of prompts and completions; the one that goes beyond is answered whole."
+    )
 
 
 class KeyBody(BaseModel):
@@ -29,6 +34,8 @@ class KeyBody(BaseModel):
     tenant: str
     scopes: list[str]
     status: str
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
     created_at: float
     expires_at: float | None
     revoked_at: float | None
@@ -47,6 +54,8 @@ def key_body(key: Key) -> KeyBody:
         tenant=key.tenant,
         scopes=sorted(key.scopes),
         status=key.status,
+        requests_per_minute=key.requests_per_minute,
+        tokens_per_minute=key.tokens_per_minute,
         created_at=key.created_at,
         expires_at=key.expires_at,
         revoked_at=key.revoked_at,

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -186,6 +187,41 @@ def test_a_key_made_over_rest_is_shown_once_and_revoked_at_once(keyed: Keyed) ->
     assert token not in keyed.log()
     other = [k for k in keyed.ask("ada", "GET", "/v1/keys").json()["data"] if k["name"] == "bob"]
     assert other == []
+
+
+def test_a_key_that_has_used_up_its_minute_is_told_when_to_come_again(keyed: Keyed) -> None:
+    hasty = new_key(keyed, "hasty", "--scope", "infer", "--requests-per-minute", "3")
+    answers = [keyed.ask(hasty, "GET", "/v1/models") for _ in range(5)]
+    assert [a.status_code for a in answers] == [200, 200, 200, 429, 429]
+    refused = answers[-1]
+    assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 20
+    assert keyed.ask("reader", "GET", "/v1/models").status_code == 200
+
+
+def test_tokens_are_counted_whether_an_answer_is_waited_for_or_not(keyed: Keyed) -> None:
+    def key() -> str:
+        return new_key(keyed, "chatty", "--scope", "infer", "--tokens-per-minute", "6")
+
+    whole, stream, hung_up = key(), key(), key()
+    long = {**COMPLETION, "max_tokens": 64}
+    assert keyed.ask(whole, "POST", "/v1/completions", json=long).status_code == 200
+    answer = keyed.ask(stream, "POST", "/v1/completions", json={**long, "stream": True})
+    assert answer.text.endswith("data: [DONE]\n\n")
+    headers = {"Authorization": f"Bearer {hung_up}"}
+    with keyed.client.stream(
+        "POST", "/v1/completions", json={**long, "n": 8, "stream": True}, headers=headers
+    ) as pieces:
+        for number, _ in enumerate(pieces.iter_lines()):
+            if number == 24:
+                break
+
+    time.sleep(0.5)  # charged after the answer
+    for token in (whole, stream, hung_up):
+        refused = keyed.ask(token, "POST", "/v1/completions", json=COMPLETION)
+        assert refused.status_code == 429, refused.text
+        assert "tokens of a minute" in refused.json()["error"]["message"]
+        assert keyed.ask(token, "GET", "/v1/models").status_code == 200
 
 
 def test_the_command_lists_and_revokes(keyed: Keyed) -> None:
