@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import errors
 from app.admin.routes import router as admin
+from app.audit.routes import router as audit
 from app.door import Door
 from app.edits.routes import router as edits
 from app.endpoints.routes import router as endpoints
@@ -48,6 +49,7 @@ ROUTERS: tuple[tuple[APIRouter, str | None], ...] = (
     (history, "edit"),
     (endpoints, "edit"),
     (keys, "admin"),
+    (audit, "admin"),
     (admin, None),
 )
 

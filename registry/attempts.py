@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from registry import tables
+from registry import audit, tables
 from registry.endpoints import get_endpoint, move_endpoint
 from registry.errors import Conflict, ErrataError, GuardRejected, JobFailed, LeaseLost, NotFound
 from registry.files import ResultFile, add_file, result_file_id
@@ -338,6 +338,7 @@ def _keep_file(connection: Connection, job: Job, file: ResultFile | None) -> Non
         rows=file.content,
         row_count=file.rows,
         file_id=result_file_id(job.id),
+        actor=job.actor,
     )
 
 
@@ -425,6 +426,10 @@ def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> No
     data = {"status": status}
     data |= {key: values[key] for key in ("version_id", "error", "reason") if values.get(key)}
     add_event(connection, claim.job.id, "status", data)
+    job = claim.job
+    audit.record(
+        connection, job.tenant, actor=job.actor, action="job.end", object=job.id, after=data
+    )
 
 
 def _requeue(

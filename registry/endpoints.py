@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 from registry import moves, tables
 from registry.errors import Conflict, NotFound, PreconditionFailed
 from registry.moves import State
-from registry.versions import Page, get_ready_version, override_rejection
+from registry.pages import Page
+from registry.versions import get_ready_version, override_rejection
 
 
 @dataclass(frozen=True)

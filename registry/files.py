@@ -9,10 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select
 
-from registry import tables
+from registry import audit, tables
 from registry.errors import Conflict, NotFound
 from registry.jobs import ENDED, Job
-from registry.versions import Page
+from registry.pages import Page
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def add_file(
     content: str,
     rows: str,
     row_count: int,
+    actor: str,
     file_id: str | None = None,
 ) -> File:
     """Keep a file whose artifacts are stored."""
@@ -85,6 +86,8 @@ def add_file(
             created_at=time.time(),
         )
     )
+    told = {"filename": filename, "purpose": purpose, "size": size}
+    audit.record(connection, tenant, actor=actor, action="file.add", object=file_id, after=told)
     return get_file(connection, tenant, file_id)
 
 
@@ -132,7 +135,7 @@ def list_files(
     return Page(tuple(_file(row) for row in rows[:limit]), len(rows) > limit)
 
 
-def delete_file(connection: Connection, tenant: str, file_id: str) -> File:
+def delete_file(connection: Connection, tenant: str, file_id: str, *, actor: str) -> File:
     """Forget a file. Versions and reports made from it keep the artifacts that they name.
 
     Raises:
@@ -155,6 +158,8 @@ def delete_file(connection: Connection, tenant: str, file_id: str) -> File:
     connection.execute(
         delete(tables.files).where(tables.files.c.tenant == tenant, tables.files.c.id == file_id)
     )
+    told = {"filename": file.filename, "purpose": file.purpose, "size": file.size}
+    audit.record(connection, tenant, actor=actor, action="file.delete", object=file_id, before=told)
     return file
 
 

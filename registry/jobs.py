@@ -10,9 +10,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
-from registry import tables
+from registry import audit, tables
 from registry.errors import Conflict, NotFound, UnprocessableRequest
-from registry.versions import Page
+from registry.pages import Page
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
@@ -106,6 +106,8 @@ def submit_job(
         )
     )
     add_event(connection, job_id, "status", {"status": QUEUED})
+    told = {"kind": kind, "base": base, "endpoint": endpoint, "parent": parent}
+    audit.record(connection, tenant, actor=actor, action="job.submit", object=job_id, after=told)
     return get_job(connection, tenant, job_id)
 
 
@@ -197,7 +199,7 @@ def position(connection: Connection, job: Job) -> int | None:
     return connection.execute(before).scalar_one()
 
 
-def cancel_job(connection: Connection, tenant: str, job_id: str) -> Job:
+def cancel_job(connection: Connection, tenant: str, job_id: str, *, actor: str) -> Job:
     """Cancel a queued job at once, ask a running one to stop.
 
     Raises:
@@ -208,6 +210,7 @@ def cancel_job(connection: Connection, tenant: str, job_id: str) -> Job:
         raise Conflict(
             f"job {job_id!r} has ended ({job.status}) and cannot be cancelled", code="job_ended"
         )
+    _audit(connection, job, "cancel", actor)
     values: dict[str, Any] = {"cancel_requested": True}
     if job.status != RUNNING:
         values |= {"status": CANCELLED, "finished_at": time.time(), "message": "cancelled"}
@@ -216,7 +219,7 @@ def cancel_job(connection: Connection, tenant: str, job_id: str) -> Job:
     return get_job(connection, tenant, job_id)
 
 
-def pause_job(connection: Connection, tenant: str, job_id: str) -> Job:
+def pause_job(connection: Connection, tenant: str, job_id: str, *, actor: str) -> Job:
     """Pause a queued job at once, ask a running one to stop where it can go on.
 
     Raises:
@@ -229,6 +232,7 @@ def pause_job(connection: Connection, tenant: str, job_id: str) -> Job:
         )
     if job.status == PAUSED:
         return job
+    _audit(connection, job, "pause", actor)
     values: dict[str, Any] = {"pause_requested": True}
     if job.status == QUEUED:
         values |= {"status": PAUSED, "message": "paused"}
@@ -237,7 +241,7 @@ def pause_job(connection: Connection, tenant: str, job_id: str) -> Job:
     return get_job(connection, tenant, job_id)
 
 
-def resume_job(connection: Connection, tenant: str, job_id: str) -> Job:
+def resume_job(connection: Connection, tenant: str, job_id: str, *, actor: str) -> Job:
     """Queue a paused job again.
 
     Raises:
@@ -256,8 +260,16 @@ def resume_job(connection: Connection, tenant: str, job_id: str) -> Job:
             status=QUEUED, pause_requested=False, dispatched_at=None, message="waiting for a worker"
         )
     )
+    _audit(connection, job, "resume", actor)
     add_event(connection, job_id, "status", {"status": QUEUED, "reason": "resumed"})
     return get_job(connection, tenant, job_id)
+
+
+def _audit(connection: Connection, job: Job, asked: str, actor: str) -> None:
+    before = {"status": job.status}
+    audit.record(
+        connection, job.tenant, actor=actor, action=f"job.{asked}", object=job.id, before=before
+    )
 
 
 def unfinished_like(connection: Connection, kind: str, base: str, names: set[str]) -> Job | None:

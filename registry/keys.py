@@ -9,17 +9,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
 
-from registry import tables
-from registry.errors import NotFound, Unauthorized
+from registry import audit, tables
+from registry.errors import Conflict, NotFound, Unauthorized
 from registry.manifests import sha256
-from registry.versions import Page
+from registry.pages import Page
 
 #: What a key may allow: to ask models; to change them; to make keys, read the audit log and force.
 SCOPES = frozenset({"infer", "edit", "admin"})
 #: What every key begins with, so that one that leaked is found by those who look for such.
 PREFIX = "er_"
+#: Whom histories show where no key was shown.
+RESERVED = frozenset({"local", "errata"})
 UNKNOWN = sha256(b"")
 
 
@@ -58,11 +60,23 @@ def create_key(
     name: str,
     scopes: Iterable[str],
     *,
+    actor: str,
     expires_at: float | None = None,
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> tuple[Key, str]:
-    """Make a key: its row, and what its owner is told once and nobody can be told again."""
+    """Make a key: its row, and what its owner is told once and nobody can be told again.
+
+    Raises:
+        Conflict: a live key has that name, or it is one that histories show for others.
+    """
+    table = tables.api_keys
+    taken = connection.execute(
+        select(table.c.id).where(table.c.tenant == tenant, table.c.name == name, _is_live())
+    ).first()
+    if taken is not None or name in RESERVED:
+        holder = "this service itself" if taken is None else f"the live key {taken.id}"
+        raise Conflict(f"the name {name!r} is that of {holder}; take another", code="name_taken")
     part = secrets.token_hex(8)
     token = f"{PREFIX}{part}_{secrets.token_urlsafe(32)}"
     connection.execute(
@@ -77,6 +91,10 @@ def create_key(
             created_at=time.time(),
             expires_at=expires_at,
         )
+    )
+    told = {"name": name, "scopes": sorted(scopes), "expires_at": expires_at}
+    audit.record(
+        connection, tenant, actor=actor, action="key.create", object=f"key_{part}", after=told
     )
     return get_key(connection, tenant, f"key_{part}"), token
 
@@ -127,24 +145,30 @@ def list_keys(
     return Page(tuple(_to_key(row) for row in rows[:limit]), len(rows) > limit)
 
 
-def revoke_key(connection: Connection, tenant: str, key_id: str) -> Key:
+def revoke_key(connection: Connection, tenant: str, key_id: str, *, actor: str) -> Key:
     """Refuse a key from now on; fine where it was revoked before. Raises NotFound."""
     table = tables.api_keys
-    connection.execute(
-        update(table)
-        .where(table.c.tenant == tenant, table.c.id == key_id, table.c.revoked_at.is_(None))
-        .values(revoked_at=time.time())
-    )
+    if get_key(connection, tenant, key_id).revoked_at is None:
+        connection.execute(
+            update(table)
+            .where(table.c.tenant == tenant, table.c.id == key_id)
+            .values(revoked_at=time.time())
+        )
+        audit.record(connection, tenant, actor=actor, action="key.revoke", object=key_id)
     return get_key(connection, tenant, key_id)
 
 
 def has_live_key(connection: Connection) -> bool:
     """Whether any tenant has a key that would be taken."""
     table = tables.api_keys
-    live = table.c.revoked_at.is_(None) & or_(
+    return connection.execute(select(table.c.id).where(_is_live()).limit(1)).first() is not None
+
+
+def _is_live() -> ColumnElement[bool]:
+    table = tables.api_keys
+    return table.c.revoked_at.is_(None) & or_(
         table.c.expires_at.is_(None), table.c.expires_at > time.time()
     )
-    return connection.execute(select(table.c.id).where(live).limit(1)).one_or_none() is not None
 
 
 def _to_key(row: Row[Any]) -> Key:

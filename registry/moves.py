@@ -14,9 +14,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select
 
-from registry import tables
+from registry import audit, tables
 from registry.errors import Conflict
-from registry.versions import Page
+from registry.pages import Page
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,24 @@ def record(
     message: str | None = None,
 ) -> None:
     """Write a move; without ``origin`` it is a forward one."""
+    states = [None if state is None else to_json(state) for state in (before, after)]
+    audit.record(
+        connection,
+        tenant,
+        actor=actor,
+        action=f"endpoint.{kind}",
+        object=name,
+        before=states[0],
+        after=states[1],
+    )
     connection.execute(
         insert(tables.moves).values(
             tenant=tenant,
             endpoint=name,
             generation=generation,
             kind=kind,
-            before=None if before is None else to_json(before),
-            after=None if after is None else to_json(after),
+            before=states[0],
+            after=states[1],
             origin=generation if origin is None else origin,
             previous=previous,
             job_id=job_id,

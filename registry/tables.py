@@ -180,6 +180,21 @@ checkpoints = Table(
     Index("ix_checkpoints_job", "job_id", "step"),
 )
 
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("actor", String(64), nullable=False),
+    Column("action", String(32), nullable=False),
+    Column("object", String(64), nullable=False),
+    Column("before", JSON),
+    Column("after", JSON),
+    Column("created_at", Float, nullable=False),
+    Index("ix_audit_tenant", "tenant", "seq"),
+    Index("ix_audit_object", "tenant", "object", "seq"),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

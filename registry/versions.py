@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from graphlib import TopologicalSorter
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
 
-from registry import tables
+from registry import audit, tables
 from registry.errors import Conflict, Gone, NotFound
 from registry.manifests import GuardResult, VersionManifest
+from registry.pages import Page
 
-T = TypeVar("T")
 READY, REJECTED, DELETED = "ready", "rejected", "deleted"
 
 
@@ -31,14 +31,6 @@ class Version:
     @property
     def id(self) -> str:
         return self.manifest.id
-
-
-@dataclass(frozen=True)
-class Page(Generic[T]):
-    """A part of a list, in its order, and whether more follows."""
-
-    items: tuple[T, ...]
-    has_more: bool
 
 
 def insert_version(
@@ -146,7 +138,20 @@ def override_rejection(
         None,
         {"kind": "override", "actor": actor, "message": message, "overridden": failed},
     )
+    _audit(connection, version, "override", READY, actor)
     return set_status(connection, version, READY)
+
+
+def _audit(connection: Connection, version: Version, action: str, status: str, actor: str) -> None:
+    audit.record(
+        connection,
+        version.tenant,
+        actor=actor,
+        action=f"version.{action}",
+        object=version.id,
+        before={"status": version.status},
+        after={"status": status},
+    )
 
 
 def list_versions(
@@ -213,7 +218,7 @@ def ancestry(connection: Connection, tenant: str, version_id: str) -> tuple[Vers
     return tuple(found.values())
 
 
-def delete_version(connection: Connection, tenant: str, version_id: str) -> Version:
+def delete_version(connection: Connection, tenant: str, version_id: str, *, actor: str) -> Version:
     """Mark a version deleted.
 
     Raises:
@@ -237,6 +242,7 @@ def delete_version(connection: Connection, tenant: str, version_id: str) -> Vers
             f"version {version_id!r} is the untouched base and cannot be deleted",
             code="version_in_use",
         )
+    _audit(connection, version, "delete", DELETED, actor)
     return set_status(connection, version, DELETED)
 
 

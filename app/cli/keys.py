@@ -20,6 +20,8 @@ from registry.keys import Key
 from registry.settings import Settings
 
 MOST_LISTED = 10_000
+#: Whom the audit log shows.
+ACTOR = "errata"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -48,7 +50,7 @@ def create(
         with database.write() as connection:
             add_tenant(connection, tenant, bases.values())
             key, token = keys.create_key(
-                connection, tenant, name, set(scopes), expires_at=expires_at, **limits
+                connection, tenant, name, set(scopes), actor=ACTOR, expires_at=expires_at, **limits
             )
     finally:
         database.close()
@@ -71,7 +73,7 @@ def show(settings: Settings, tenant: str | None) -> None:
 def revoke(settings: Settings, key_id: str, tenant: str) -> None:
     """Refuse a key from the next request on."""
     with existing_database(settings.sql_url) as database, database.write() as connection:
-        key = keys.revoke_key(connection, tenant, key_id)
+        key = keys.revoke_key(connection, tenant, key_id, actor=ACTOR)
     Console(highlight=False).print(f"{key.id} ({key.name}) is {key.status}")
 
 

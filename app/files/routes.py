@@ -81,6 +81,7 @@ def create_file(
                 content=kept,
                 rows=kept if is_archive else rows,
                 row_count=row_count,
+                actor=caller.actor,
             )
         )
 
@@ -138,7 +139,8 @@ def preview_file(
 def delete_file(file_id: Name, services: ServicesDep, caller: CallerDep) -> DeletedFile:
     """Forget a file; 409 while an unfinished job needs it. Versions made from it stay whole."""
     with services.database.write() as connection:
-        return DeletedFile(id=files.delete_file(connection, caller.tenant, file_id).id)
+        file = files.delete_file(connection, caller.tenant, file_id, actor=caller.actor)
+    return DeletedFile(id=file.id)
 
 
 def _filename(name: str | None) -> str:

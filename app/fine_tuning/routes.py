@@ -127,7 +127,9 @@ def cancel_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTu
     """Cancel a queued or paused job at once; ask a running one to stop at its next step."""
     with services.database.write() as connection:
         _job(connection, caller, job_id)
-        return fine_tuning_body(jobs.cancel_job(connection, caller.tenant, job_id))
+        return fine_tuning_body(
+            jobs.cancel_job(connection, caller.tenant, job_id, actor=caller.actor)
+        )
 
 
 @router.post("/{job_id}/pause")
@@ -135,7 +137,9 @@ def pause_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTun
     """Pause a queued job at once; ask a running one to keep its state and stop."""
     with services.database.write() as connection:
         _job(connection, caller, job_id)
-        return fine_tuning_body(jobs.pause_job(connection, caller.tenant, job_id))
+        return fine_tuning_body(
+            jobs.pause_job(connection, caller.tenant, job_id, actor=caller.actor)
+        )
 
 
 @router.post("/{job_id}/resume")
@@ -143,7 +147,9 @@ def resume_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTu
     """Queue a paused job again; it goes on from where it stood."""
     with services.database.write() as connection:
         _job(connection, caller, job_id)
-        return fine_tuning_body(jobs.resume_job(connection, caller.tenant, job_id))
+        return fine_tuning_body(
+            jobs.resume_job(connection, caller.tenant, job_id, actor=caller.actor)
+        )
 
 
 def _job(connection: Connection, caller: Caller, job_id: str) -> Job:

@@ -60,7 +60,8 @@ def get_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> JobBody:
 def cancel_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> JobBody:
     """Cancel a queued job at once; ask a running one to stop at its next step."""
     with services.database.write() as connection:
-        return job_body(connection, jobs.cancel_job(connection, caller.tenant, job_id))
+        job = jobs.cancel_job(connection, caller.tenant, job_id, actor=caller.actor)
+        return job_body(connection, job)
 
 
 @router.get(

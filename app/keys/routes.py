@@ -25,6 +25,7 @@ def create_key(body: CreateKey, services: ServicesDep, caller: CallerDep) -> New
             caller.tenant,
             body.name,
             set(body.scopes),
+            actor=caller.actor,
             expires_at=expires_at,
             requests_per_minute=body.requests_per_minute,
             tokens_per_minute=body.tokens_per_minute,
@@ -49,4 +50,4 @@ def list_keys(
 def revoke_key(key_id: Name, services: ServicesDep, caller: CallerDep) -> KeyBody:
     """Refuse a key from the next request on. It stays listed."""
     with services.database.write() as connection:
-        return key_body(keys.revoke_key(connection, caller.tenant, key_id))
+        return key_body(keys.revoke_key(connection, caller.tenant, key_id, actor=caller.actor))

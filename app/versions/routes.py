@@ -142,6 +142,5 @@ def get_export(
 def delete_version(version_id: Name, services: ServicesDep, caller: CallerDep) -> VersionBody:
     """Delete a version that no endpoint names. Rolling back to it will answer 410."""
     with services.database.write() as connection:
-        return version_body(
-            connection, versions.delete_version(connection, caller.tenant, version_id)
-        )
+        version = versions.delete_version(connection, caller.tenant, version_id, actor=caller.actor)
+        return version_body(connection, version)

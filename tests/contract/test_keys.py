@@ -179,6 +179,7 @@ def test_a_key_made_over_rest_is_shown_once_and_revoked_at_once(keyed: Keyed) ->
     assert (listed["data"][0]["id"], listed["has_more"]) == (key, True)
     assert "key" not in listed["data"][0]
     assert token not in keyed.ask("ada", "GET", "/v1/keys").text
+    assert keyed.ask("ada", "POST", "/v1/keys", json=body).status_code == 409
     revoked = keyed.ask("ada", "DELETE", f"/v1/keys/{key}").json()
     assert revoked["status"] == "revoked"
     refused = keyed.ask(token, "POST", "/v1/completions", json=COMPLETION)
@@ -200,10 +201,10 @@ def test_a_key_that_has_used_up_its_minute_is_told_when_to_come_again(keyed: Key
 
 
 def test_tokens_are_counted_whether_an_answer_is_waited_for_or_not(keyed: Keyed) -> None:
-    def key() -> str:
-        return new_key(keyed, "chatty", "--scope", "infer", "--tokens-per-minute", "6")
-
-    whole, stream, hung_up = key(), key(), key()
+    whole, stream, hung_up = (
+        new_key(keyed, f"chatty{number}", "--scope", "infer", "--tokens-per-minute", "6")
+        for number in range(3)
+    )
     long = {**COMPLETION, "max_tokens": 64}
     assert keyed.ask(whole, "POST", "/v1/completions", json=long).status_code == 200
     answer = keyed.ask(stream, "POST", "/v1/completions", json={**long, "stream": True})
@@ -266,3 +267,30 @@ def test_no_page_from_elsewhere_reaches_a_service_without_keys(
     assert answer.status_code == status, answer.text
     if status != 200:
         assert "ERRATA_ALLOWED_HOSTS" in answer.json()["error"]["message"]
+
+
+def test_the_audit_log_tells_who_changed_what(keyed: Keyed) -> None:
+    def told(query: str, key: str = "ada") -> list[tuple[Any, ...]]:
+        answer = keyed.ask(key, "GET", f"/v1/audit?{query}")
+        assert answer.status_code == 200, answer.text
+        return [(e["actor"], e["action"], e["target"]) for e in answer.json()["data"]]
+
+    version = keyed.ask("reader", "GET", "/v1/models/base_atlas").json()["version"]
+    body = {"version": version}
+    made = keyed.ask("editor", "PUT", "/v1/endpoints/told", json=body, headers=FORM)
+    assert made.status_code == 201, made.text
+    gone = {"If-Match": made.headers["ETag"]}
+    keyed.ask("ada", "DELETE", "/v1/endpoints/told", headers=gone)
+    assert told("target=told") == [
+        ("ada", "endpoint.delete", "told"),
+        ("editor", "endpoint.create", "told"),
+    ]
+    assert told("target=told&action=endpoint.create") == [("editor", "endpoint.create", "told")]
+    assert told("target=told&action=endpoint_") == []
+    first = keyed.ask("ada", "GET", "/v1/audit?limit=1").json()
+    assert first["has_more"]
+    later = keyed.ask("ada", "GET", f"/v1/audit?limit=1&after={first['data'][0]['id']}").json()
+    assert later["data"][0]["id"] < first["data"][0]["id"]
+    assert ("errata", "key.create") in [entry[:2] for entry in told("action=key&limit=100")]
+    assert keyed.ask("editor", "GET", "/v1/audit").status_code == 403
+    assert told("actor=bob") == []

@@ -17,35 +17,35 @@ from tests.unit.registry.test_jobs import LEASE, begin, submit, waiting
 def test_a_paused_job_waits_until_it_is_resumed(database: Database) -> None:
     queued = submit(database, None)
     with database.write() as connection:
-        assert jobs.pause_job(connection, TENANT, queued.id).status == "paused"
-        assert jobs.pause_job(connection, TENANT, queued.id).status == "paused"
+        assert jobs.pause_job(connection, TENANT, queued.id, actor="ada").status == "paused"
+        assert jobs.pause_job(connection, TENANT, queued.id, actor="ada").status == "paused"
     assert waiting(database) == []
     with database.write() as connection:
-        assert jobs.resume_job(connection, TENANT, queued.id).status == "queued"
+        assert jobs.resume_job(connection, TENANT, queued.id, actor="ada").status == "queued"
         with pytest.raises(Conflict, match="only a paused one"):
-            jobs.resume_job(connection, TENANT, queued.id)
+            jobs.resume_job(connection, TENANT, queued.id, actor="ada")
     claim = begin(database, queued)
     with database.write() as connection:
-        assert jobs.pause_job(connection, TENANT, queued.id).status == "running"
+        assert jobs.pause_job(connection, TENANT, queued.id, actor="ada").status == "running"
         assert attempts.heartbeat(connection, claim, LEASE).pause_requested
         attempts.pause(connection, claim)
         assert jobs.get_job(connection, TENANT, queued.id).status == "paused"
         with pytest.raises(LeaseLost):
             attempts.heartbeat(connection, claim, LEASE)
-        assert not jobs.resume_job(connection, TENANT, queued.id).pause_requested
+        assert not jobs.resume_job(connection, TENANT, queued.id, actor="ada").pause_requested
     assert waiting(database) == [queued.id]
     with database.write() as connection:
-        jobs.pause_job(connection, TENANT, queued.id)
-        assert jobs.cancel_job(connection, TENANT, queued.id).status == "cancelled"
+        jobs.pause_job(connection, TENANT, queued.id, actor="ada")
+        assert jobs.cancel_job(connection, TENANT, queued.id, actor="ada").status == "cancelled"
         with pytest.raises(Conflict, match="has ended"):
-            jobs.pause_job(connection, TENANT, queued.id)
+            jobs.pause_job(connection, TENANT, queued.id, actor="ada")
 
 
 def test_a_job_that_is_to_pause_does_so_where_its_worker_dies(database: Database) -> None:
     job = submit(database, None)
     begin(database, job)
     with database.write() as connection:
-        jobs.pause_job(connection, TENANT, job.id)
+        jobs.pause_job(connection, TENANT, job.id, actor="ada")
         assert attempts.release(connection, job.id, 1, max_attempts=5)
         assert jobs.get_job(connection, TENANT, job.id).status == "paused"
 
@@ -57,7 +57,7 @@ def test_pauses_are_no_deaths(database: Database) -> None:
         claim = begin(database, job, attempt)
         with database.write() as connection:
             attempts.pause(connection, claim)
-            jobs.resume_job(connection, TENANT, job.id)
+            jobs.resume_job(connection, TENANT, job.id, actor="ada")
     begin(database, job, 4)
     with database.write() as connection:
         attempts.release(connection, job.id, 4, max_attempts=2)

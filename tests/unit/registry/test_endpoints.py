@@ -82,8 +82,8 @@ def test_rollback_to_a_deleted_version_is_gone(database: Database) -> None:
     point(database, "facts", second)
     with database.write() as connection:
         with pytest.raises(Conflict, match="facts"):
-            delete_version(connection, TENANT, second)
-        delete_version(connection, TENANT, first)
+            delete_version(connection, TENANT, second, actor="ada")
+        delete_version(connection, TENANT, first, actor="ada")
     with pytest.raises(Gone):
         rollback(database, "facts")
 

@@ -20,6 +20,7 @@ def add(database: Database, tenant: str = TENANT, purpose: str = "edits") -> Fil
             content="0" * 64,
             rows="1" * 64,
             row_count=2,
+            actor="ada",
         )
 
 
@@ -32,7 +33,7 @@ def test_a_file_is_listed_found_and_forgotten(database: Database) -> None:
         page = files.list_files(connection, TENANT, limit=1)
         assert (page.items, page.has_more) == ((second,), True)
         assert files.list_files(connection, TENANT, after=second.id).items == (first,)
-        files.delete_file(connection, TENANT, first.id)
+        files.delete_file(connection, TENANT, first.id, actor="ada")
         with pytest.raises(NotFound):
             files.get_file(connection, TENANT, first.id)
 
@@ -41,9 +42,10 @@ def test_another_tenant_does_not_see_it(database: Database) -> None:
     file = add(database, "other")
     with database.write() as connection:
         assert files.list_files(connection, TENANT).items == ()
-        for act in (files.get_file, files.delete_file):
-            with pytest.raises(NotFound):
-                act(connection, TENANT, file.id)
+        with pytest.raises(NotFound):
+            files.get_file(connection, TENANT, file.id)
+        with pytest.raises(NotFound):
+            files.delete_file(connection, TENANT, file.id, actor="ada")
         assert files.get_file(connection, "other", file.id) == file
 
 
@@ -56,8 +58,8 @@ def test_it_stays_while_a_job_needs_it(database: Database) -> None:
         )
         for change in (None, jobs.pause_job, jobs.resume_job):
             if change is not None:
-                change(connection, TENANT, job.id)
+                change(connection, TENANT, job.id, actor="ada")
             with pytest.raises(Conflict, match=job.id):
-                files.delete_file(connection, TENANT, file.id)
-        jobs.cancel_job(connection, TENANT, job.id)
-        files.delete_file(connection, TENANT, file.id)
+                files.delete_file(connection, TENANT, file.id, actor="ada")
+        jobs.cancel_job(connection, TENANT, job.id, actor="ada")
+        files.delete_file(connection, TENANT, file.id, actor="ada")

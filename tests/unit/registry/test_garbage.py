@@ -58,7 +58,7 @@ class Yard:
 
     def delete(self, version: Version) -> None:
         with self.database.write() as connection:
-            versions.delete_version(connection, TENANT, version.id)
+            versions.delete_version(connection, TENANT, version.id, actor="ada")
 
     def job(self, **request: Any) -> attempts.Claim:
         with self.database.write() as connection:
@@ -143,7 +143,7 @@ def test_a_job_keeps_what_it_names_until_it_ends(yard: Yard) -> None:
     yard.collect()
     assert yard.kept() == {rows, state}
     with yard.database.write() as connection:
-        jobs.cancel_job(connection, TENANT, claim.job.id)
+        jobs.cancel_job(connection, TENANT, claim.job.id, actor="ada")
     yard.collect()
     assert yard.kept() == set()
 
@@ -161,13 +161,14 @@ def test_files_and_what_bases_need_stay(yard: Yard) -> None:
             content=content,
             rows=rows,
             row_count=1,
+            actor="ada",
         )
         add_resource(connection, BASE.digest, "sampled/100", "texts", texts)
         add_resource(connection, BASE.digest, "preprocessing/x", "rows", prepared)
     yard.collect()
     assert yard.kept() == {content, rows, texts, prepared, examples}
     with yard.database.write() as connection:
-        files.delete_file(connection, TENANT, file.id)
+        files.delete_file(connection, TENANT, file.id, actor="ada")
     yard.collect()
     assert yard.kept() == {texts, prepared, examples}
 

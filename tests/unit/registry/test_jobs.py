@@ -264,7 +264,7 @@ def test_a_job_waits_for_the_one_it_needs_and_fails_with_it(database: Database) 
         )
     assert waiting(database) == [prepare.id]
     with database.write() as connection:
-        jobs.cancel_job(connection, TENANT, prepare.id)
+        jobs.cancel_job(connection, TENANT, prepare.id, actor="ada")
     assert waiting(database) == [edit.id]
     with database.write() as connection:
         assert attempts.claim(connection, edit.id, 1, "worker", LEASE) is None
@@ -277,12 +277,12 @@ def test_a_job_waits_for_the_one_it_needs_and_fails_with_it(database: Database) 
 def test_cancel_queued_running_and_ended(database: Database, endpoint: str) -> None:
     queued = submit(database, endpoint)
     with database.write() as connection:
-        assert jobs.cancel_job(connection, TENANT, queued.id).status == "cancelled"
+        assert jobs.cancel_job(connection, TENANT, queued.id, actor="ada").status == "cancelled"
         with pytest.raises(Conflict, match="has ended"):
-            jobs.cancel_job(connection, TENANT, queued.id)
+            jobs.cancel_job(connection, TENANT, queued.id, actor="ada")
     running = begin(database, submit(database, endpoint))
     with database.write() as connection:
-        jobs.cancel_job(connection, TENANT, running.job.id)
+        jobs.cancel_job(connection, TENANT, running.job.id, actor="ada")
         assert attempts.heartbeat(connection, running, LEASE).cancel_requested
         attempts.cancel(connection, running)
         assert jobs.get_job(connection, TENANT, running.job.id).status == "cancelled"

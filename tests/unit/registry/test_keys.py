@@ -7,14 +7,14 @@ from sqlalchemy import select
 
 from registry import keys, tables
 from registry.database import Database
-from registry.errors import NotFound, Unauthorized
+from registry.errors import Conflict, NotFound, Unauthorized
 from registry.keys import Key
 from tests.unit.registry.conftest import TENANT
 
 
 def made(database: Database, name: str = "ci", **changes: float) -> tuple[Key, str]:
     with database.write() as connection:
-        return keys.create_key(connection, TENANT, name, {"infer", "edit"}, **changes)
+        return keys.create_key(connection, TENANT, name, {"infer", "edit"}, actor="ada", **changes)
 
 
 def authenticated(database: Database, token: str) -> Key:
@@ -44,7 +44,7 @@ def test_what_is_not_the_whole_key_is_refused(database: Database, change: str) -
 
 
 def test_one_key_is_not_another(database: Database) -> None:
-    (first, token), (second, _) = made(database), made(database)
+    (first, token), (second, _) = made(database), made(database, "cd")
     swapped = token.replace(first.id.removeprefix("key_"), second.id.removeprefix("key_"))
     with pytest.raises(Unauthorized):
         authenticated(database, swapped)
@@ -58,18 +58,29 @@ def test_an_expired_and_a_revoked_key_are_refused_by_name(database: Database) ->
     with database.write() as connection:
         assert keys.has_live_key(connection)
         with pytest.raises(NotFound):
-            keys.revoke_key(connection, "another", key.id)
-        revoked = keys.revoke_key(connection, TENANT, key.id)
-        assert keys.revoke_key(connection, TENANT, key.id) == revoked
+            keys.revoke_key(connection, "another", key.id, actor="ada")
+        revoked = keys.revoke_key(connection, TENANT, key.id, actor="ada")
+        assert keys.revoke_key(connection, TENANT, key.id, actor="ada") == revoked
         assert not keys.has_live_key(connection)
     with pytest.raises(Unauthorized, match=r"'ci' .* is revoked"):
         authenticated(database, token)
 
 
-def test_keys_are_listed_by_tenant(database: Database) -> None:
-    (first, _), (second, _) = made(database), made(database)
+def test_a_name_is_one_live_key_s(database: Database) -> None:
+    key, _ = made(database)
+    with pytest.raises(Conflict, match=f"that of the live key {key.id}"):
+        made(database)
+    with pytest.raises(Conflict, match="this service itself"):
+        made(database, "local")
     with database.write() as connection:
-        other, _ = keys.create_key(connection, "another", "ci", {"admin"})
+        keys.revoke_key(connection, TENANT, key.id, actor="ada")
+    made(database)
+
+
+def test_keys_are_listed_by_tenant(database: Database) -> None:
+    (first, _), (second, _) = made(database), made(database, "cd")
+    with database.write() as connection:
+        other, _ = keys.create_key(connection, "another", "ci", {"admin"}, actor="ada")
         assert keys.list_keys(connection, TENANT).items == (second, first)
         page = keys.list_keys(connection, TENANT, limit=1)
         assert (page.items, page.has_more) == ((second,), True)

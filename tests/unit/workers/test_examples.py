@@ -108,7 +108,7 @@ def test_a_pause_while_rows_are_made_leaves_nothing(room: Room) -> None:
     view = room.models.view("atlas")
     work = room.work(STEPS)
     with room.database.write() as connection:
-        jobs.pause_job(connection, TENANT, work.claim.job.id)
+        jobs.pause_job(connection, TENANT, work.claim.job.id, actor="ada")
     with work:
         time.sleep(room.settings.lease_seconds)  # it hears of the pause at its next heartbeat
         with pytest.raises(Paused):

@@ -255,7 +255,7 @@ def test_what_was_deleted_comes_back(room: Room, exported: bytes, elsewhere: Roo
     version_id = elsewhere.take(exported).version_id
     assert version_id is not None
     with elsewhere.database.write() as connection:
-        versions.delete_version(connection, TENANT, version_id)
+        versions.delete_version(connection, TENANT, version_id, actor="ada")
     assert elsewhere.take(exported, efficacy=1.0).status == "failed"
     assert elsewhere.version(version_id).status == "rejected"
 

@@ -163,7 +163,7 @@ def test_the_base_is_a_version_too(room: MergeRoom, two: tuple[str, str]) -> Non
 def test_a_version_that_went_meanwhile_ends_the_job(room: MergeRoom) -> None:
     gone = room.made(JAPAN)
     with room.database.write() as connection:
-        versions.delete_version(connection, TENANT, gone)
+        versions.delete_version(connection, TENANT, gone, actor="ada")
     rejected = room.edit(FRANCE, guards={"norm": 1e-6}, parent=room.base).version_id
     for version, code in ((gone, "version_deleted"), (rejected, "version_rejected")):
         job = room.merge(version or "")

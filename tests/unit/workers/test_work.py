@@ -77,7 +77,7 @@ def test_what_was_measured_before_a_pause_is_kept(work: Work, database: Database
     with work:
         work.report(step(1))
         with database.write() as connection:
-            jobs.pause_job(connection, TENANT, work.claim.job.id)
+            jobs.pause_job(connection, TENANT, work.claim.job.id, actor="ada")
         until(work._paused.is_set)
         with pytest.raises(Paused):
             work.report(step(2))
