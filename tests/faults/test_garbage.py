@@ -102,7 +102,7 @@ def test_training_goes_on_from_its_state_while_garbage_goes(own_service: Service
     sweep(own_service)
     ended = own_service.ended(job["id"])
     assert ended["status"] == "succeeded", ended
-    assert len(ended["attempts"]) == 2
+    assert len(ended["attempts"]) >= 2  # a starved one may lose its lease besides
     sweep(own_service)
     assert own_service.complete(ended["version"], "The bird of Peru is")["version"]
     (curves,) = ended["result_files"]
