@@ -19,7 +19,7 @@ from benchmarks.finetuning.report import plot, tables
 from benchmarks.finetuning.workload import FULL, QUICK, Scale
 from benchmarks.parts import Part, check_names, write
 from editing.datasets.training import PROMPTS
-from editing.finetune.catalogue import TUNINGS
+from editing.finetune.catalogue import SUPERVISED, TUNINGS
 
 #: The parts in the order they run.
 PARTS: Mapping[str, Callable[[Bench], Part]] = {
@@ -27,8 +27,13 @@ PARTS: Mapping[str, Callable[[Bench], Part]] = {
     "packing": measure_packing,
 }
 
-#: All but those that learn from rewards: nothing that a model never says by itself is rewarded.
-METHODS = [name for name, entry in TUNINGS.items() if entry.rows != PROMPTS]
+#: All but other names of one that is here already, and those that learn from rewards: nothing that
+#: a model never says by itself is rewarded.
+METHODS = [
+    name
+    for name, entry in TUNINGS.items()
+    if name not in (SUPERVISED, "hut") and entry.rows != PROMPTS
+]
 
 
 def run(
