@@ -266,11 +266,16 @@ def bench_finetuning(
     ] = None,
     device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
     quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Where rows are kept as they are measured; a broken run goes on there."),
+    ] = None,
 ) -> None:
     """Every method on a new relation of atlas, and training without padding beside peers."""
     from benchmarks.finetuning.run import main as measure
 
-    measure(json_file, plot_file, _names(only), _names(methods), threads, device, quick, jobs)
+    chosen = _names(only), _names(methods)
+    measure(json_file, plot_file, *chosen, threads, device, quick, jobs, keep)
 
 
 @bench.command("merging")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from rich.console import Console
 
@@ -47,6 +48,7 @@ class Bench(AtlasBench):
         threads: of a process.
         jobs: how many methods are measured at once, each in a process of its own.
         before: where it is known already.
+        kept: a file where rows are kept as they are measured, and taken from.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class Bench(AtlasBench):
         threads: int = 1,
         jobs: int = 1,
         before: Before | None = None,
+        kept: Path | None = None,
     ) -> None:
         super().__init__(device, console)
         self.scale, self.methods, self.threads, self.jobs = scale, methods, threads, jobs
-        self._before = before
+        self._before, self.kept = before, kept
 
     @cached_property
     def relation(self) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from multiprocessing import get_context
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.console import Console
 from benchmarks.finetuning.bench import Before, Bench
 from benchmarks.finetuning.memory import PeakMemory
 from benchmarks.finetuning.workload import BIRDS, Scale, examples, preferences
+from benchmarks.kept import Kept, Row
 from benchmarks.parts import Part
 from editing.datasets.training import PREFERENCES
 from editing.finetune.catalogue import TUNINGS, TuningEntry
@@ -38,21 +40,26 @@ COLUMNS = {
     "seconds": "s",
 }
 
-Row = dict[str, Any]
-
 
 def measure_methods(bench: Bench) -> Part:
     """A row a method, by its own defaults; one that fails has a row that says why.
 
     Each runs in a fresh process: what another has freed does not hide the memory that it takes.
+
+    Raises:
+        InvalidRequest: rows are kept in a file of other code or settings.
     """
-    shared = bench.scale, bench.device, bench.threads, bench.before
-    found: dict[str, Row] = {}
+    about = {"scale": asdict(bench.scale), "device": bench.device, "threads": bench.threads}
+    kept = Kept(bench.kept, **about)
+    found: dict[str, Row] = {row["method"]: row for row in kept.rows}
+    missing = [name for name in bench.methods if name not in found]
     spawn = get_context("spawn")
     with ProcessPoolExecutor(bench.jobs, spawn, max_tasks_per_child=1) as pool:
-        for future in as_completed([pool.submit(measure, name, *shared) for name in bench.methods]):
+        shared = bench.scale, bench.device, bench.threads, bench.before if missing else None
+        for future in as_completed([pool.submit(measure, name, *shared) for name in missing]):
             row = future.result()
             found[row["method"]] = row
+            kept.add(row)
             bench.console.log(told(row))
             bench.tell(f"{len(found)}/{len(bench.methods)} methods")
     rows = [found[name] for name in bench.methods]
@@ -63,7 +70,7 @@ def measure_methods(bench: Bench) -> Part:
     return Part(figures, {"methods": rows})
 
 
-def measure(name: str, scale: Scale, device: str, threads: int, before: Before) -> Row:
+def measure(name: str, scale: Scale, device: str, threads: int, before: Before | None) -> Row:
     """One method's row, in this process."""
     torch.set_num_threads(threads)
     bench = Bench(scale, [name], device, Console(quiet=True), before=before)

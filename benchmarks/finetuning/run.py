@@ -44,15 +44,17 @@ def run(
     device: str,
     console: Console,
     jobs: int = 1,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """The figures by name, and the detail they come from.
 
     Raises:
-        InvalidRequest: there is no part or no method of that name.
+        InvalidRequest: there is no part or no method of that name; the file of rows that are kept
+            is of other code or settings.
         JobFailed: a method wrote the base's weights.
     """
     check_names("--methods: no method", methods, METHODS)
-    bench = Bench(scale, methods or METHODS, device, console, threads, jobs)
+    bench = Bench(scale, methods or METHODS, device, console, threads, jobs, kept=kept)
     libraries = ("torch", "transformers", "peft")
     return run_on_atlas(PARTS, only, bench, threads, libraries, jobs=jobs, scale=asdict(scale))
 
@@ -66,12 +68,13 @@ def main(
     device: str = "cpu",
     quick: bool = False,
     jobs: int | None = None,
+    kept: Path | None = None,
 ) -> None:
     """Measure on atlas, print tables, and write JSON and a picture where files are named."""
     console = Console(log_path=False)
     at_once = jobs or (max(1, (os.cpu_count() or 1) // threads) if device == "cpu" else 1)
     scale = QUICK if quick else FULL
-    result = run(scale, only, methods, threads, device, console, at_once)
+    result = run(scale, only, methods, threads, device, console, at_once, kept)
     figures, detail = result["figures"], result["detail"]
     if not console.is_terminal:
         console.width = max(WIDTH, console.width)

@@ -95,11 +95,42 @@ class Ia3Hyperparameters(TuningHyperparameters):
 
 
 class RankHyperparameters(TuningHyperparameters):
-    """Of one rank: LoHa, LoKr (arXiv:2108.06098, 2309.14859), HRA
-    (arXiv:2405.17484), DeLoRA (2503.18225), MiSS (2409.15371), PEANuT (2410.01870), PSOFT, DEFT and
-    GLoRA (2306.07967)."""
+    """Of one rank: MiSS (arXiv:2409.15371), PEANuT (arXiv:2410.01870), DEFT."""
+
+    RATE: ClassVar[float] = 3e-3
 
     r: int = Field(16, ge=1, le=1024, description="Rank.")
+
+
+class LohaHyperparameters(RankHyperparameters):
+    """LoHa (arXiv:2108.06098)."""
+
+    RATE: ClassVar[float] = 5e-3
+
+
+class LokrHyperparameters(RankHyperparameters):
+    """LoKr (arXiv:2309.14859)."""
+
+    RATE: ClassVar[float] = 2e-2
+
+
+class GloraHyperparameters(RankHyperparameters):
+    """GLoRA (arXiv:2306.07967)."""
+
+    RATE: ClassVar[float] = 6e-3
+
+
+class BoundedHyperparameters(RankHyperparameters):
+    """Where a step's length is bounded by the method: DeLoRA (arXiv:2503.18225), HRA
+    (arXiv:2405.17484)."""
+
+    RATE: ClassVar[float] = 1e-3
+
+
+class PsoftHyperparameters(RankHyperparameters):
+    """PSOFT: a rotation between the r principal directions."""
+
+    RATE: ClassVar[float] = 2e-3
 
 
 class HiraHyperparameters(RankHyperparameters):
@@ -125,6 +156,8 @@ class OftHyperparameters(TuningHyperparameters):
 class BoftHyperparameters(TuningHyperparameters):
     """BOFT (arXiv:2311.06243)."""
 
+    RATE: ClassVar[float] = 2e-3
+
     boft_block_size: int = Field(4, ge=2, le=1024, description="Inputs of a block.")
     boft_n_butterfly_factor: int = Field(1, ge=1, le=10, description="Rotations in a row.")
 
@@ -132,23 +165,37 @@ class BoftHyperparameters(TuningHyperparameters):
 class RoadHyperparameters(TuningHyperparameters):
     """RoAd (arXiv:2409.00119): rotations of pairs of outputs."""
 
+    RATE: ClassVar[float] = 2e-2
+
     group_size: int = Field(16, ge=2, le=1024, description="Outputs that are paired among them.")
 
 
 class BlockHyperparameters(TuningHyperparameters):
-    """C3A (arXiv:2407.19342): circular convolutions."""
+    """C3A (arXiv:2407.19342): circular convolutions, divided by a linear's inputs."""
+
+    RATE: ClassVar[float] = 1.0
 
     block_size: int = Field(16, ge=1, le=65536, description="It divides every in and out.")
 
 
-class SpectrumHyperparameters(TuningHyperparameters):
-    """FourierFT (arXiv:2405.03003) and WaveFT: few entries of ΔW's spectrum."""
+class FourierHyperparameters(TuningHyperparameters):
+    """FourierFT (arXiv:2405.03003): few entries of ΔW's spectrum."""
+
+    RATE: ClassVar[float] = 0.15
 
     n_frequency: int = Field(1000, ge=1, le=1_000_000, description="Entries of a linear's.")
 
 
+class WaveletHyperparameters(FourierHyperparameters):
+    """WaveFT: of its wavelets' coefficients."""
+
+    RATE: ClassVar[float] = 2e-3
+
+
 class TinyLoraHyperparameters(TuningHyperparameters):
     """TinyLoRA (arXiv:2602.04118)."""
+
+    RATE: ClassVar[float] = 3e-4
 
     r: int = Field(2, ge=1, le=64, description="Rank of the frozen SVD.")
     u: int = Field(64, ge=1, le=65536, description="Numbers trained for a group of linears.")
@@ -157,11 +204,15 @@ class TinyLoraHyperparameters(TuningHyperparameters):
 class OsfHyperparameters(TuningHyperparameters):
     """OSF (arXiv:2504.07097): the top singular directions stand still."""
 
+    RATE: ClassVar[float] = 2e-3
+
     effective_rank: float = Field(0.5, gt=0, le=1, description="Share of them that stands still.")
 
 
 class SupertuningHyperparameters(TuningHyperparameters):
     """Super-Tuning (arXiv:2607.09287): the largest weights."""
+
+    RATE: ClassVar[float] = 4e-2
 
     sparsity: float = Field(0.99, ge=0, lt=1, description="Share of the weights left alone.")
 
@@ -184,7 +235,7 @@ class CompacterHyperparameters(TuningHyperparameters):
 class ShiraHyperparameters(TuningHyperparameters):
     """SHiRA (arXiv:2406.13175): entries at random places, as many as a LoRA of rank r has."""
 
-    RATE: ClassVar[float] = 2e-3
+    RATE: ClassVar[float] = 1e-2
 
     r: int = Field(16, ge=1, le=1024, description="Entries: r · (in + out) of a linear.")
 
@@ -212,7 +263,7 @@ class NormHyperparameters(TuningHyperparameters):
 class FullHyperparameters(TuningHyperparameters):
     """All entries of the linears."""
 
-    RATE: ClassVar[float] = 3e-4
+    RATE: ClassVar[float] = 1e-3
 
 
 class HftHyperparameters(FullHyperparameters):
@@ -224,7 +275,7 @@ class HftHyperparameters(FullHyperparameters):
 class SpielHyperparameters(TuningHyperparameters):
     """SpIEL (arXiv:2401.16405)."""
 
-    RATE: ClassVar[float] = 1e-2
+    RATE: ClassVar[float] = 5e-2
 
     density: float = Field(0.01, gt=0, le=1, description="Share of the entries that are trained.")
     rate: float = Field(0.2, ge=0, le=1, description="Share of them that moves, at first.")
@@ -235,7 +286,7 @@ class SpielHyperparameters(TuningHyperparameters):
 class SaraHyperparameters(TuningHyperparameters):
     """SaRA (arXiv:2409.06633)."""
 
-    RATE: ClassVar[float] = 5e-3
+    RATE: ClassVar[float] = 1.5e-2
 
     share: float = Field(0.1, gt=0, le=1, description="Of the smallest weights, which are trained.")
     nuclear_weight: float = Field(1e-5, ge=0, le=1e3, description="Of the nuclear norm of ΔW.")
@@ -244,7 +295,7 @@ class SaraHyperparameters(TuningHyperparameters):
 class MaskHyperparameters(TuningHyperparameters):
     """Mask tuning (arXiv:2004.12406)."""
 
-    RATE: ClassVar[float] = 3e-3
+    RATE: ClassVar[float] = 5e-4
 
 
 class SaidHyperparameters(TuningHyperparameters):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from mmap import mmap
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,19 @@ def test_every_way_to_train_takes_the_same_steps(result: dict[str, Any]) -> None
     losses = result["detail"]["packing"]["runs"]["packed"]["losses"]
     assert len(losses) == QUICK.steps
     assert len(set(losses)) == len(losses)
+
+
+def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
+    """What was measured is not measured again, and never taken for another setting's."""
+    file = tmp_path / "rows.jsonl"
+    first = run(QUICK, ["methods"], ["ia3"], 1, "cpu", SILENT, kept=file)
+    second = run(QUICK, ["methods"], METHODS, 1, "cpu", SILENT, kept=file)
+    rows = {row["method"]: row for row in second["detail"]["methods"]}
+    assert [*rows] == METHODS
+    assert [rows["ia3"]] == first["detail"]["methods"]  # to its seconds
+    assert len(file.read_text().splitlines()) == 3
+    with pytest.raises(InvalidRequest, match=r"rows\.jsonl.*other settings"):
+        run(replace(QUICK, seed=2), ["methods"], METHODS, 1, "cpu", SILENT, kept=file)
 
 
 def test_every_method_has_its_row(result: dict[str, Any]) -> None:
