@@ -85,8 +85,8 @@ miss = _peft(peft.MissConfig, library.answered)
 glora = _peft(peft.GloraConfig, library.answered)
 road = _peft(peft.RoadConfig, library.answered)
 oft = _peft(peft.OFTConfig, library.answered, r=0)
-boft = _peft(peft.BOFTConfig, library.answered)
-hra = _peft(peft.HRAConfig, library.answered)
+boft = _peft(peft.BOFTConfig, library.rotated)
+hra = _peft(peft.HRAConfig, library.reflected)
 
 
 def ln_tuning(view: ModelView, chosen: h.NormHyperparameters, seed: int) -> Adapter:

@@ -156,6 +156,23 @@ def answered(layer: Any) -> Effect:
     return Effect(shift=shift[0].float(), dense=(layer(unit) - shift).T.float() - weight.float())
 
 
+def reflected(layer: Any) -> Effect:
+    """HRA: W' = W H₁ … H_r with Hᵢ = I − 2 uᵢ uᵢᵀ / ‖uᵢ‖², one after the other on the weight. The
+    library multiplies them out first, which takes in² numbers for each.
+    """
+    weight = turned = layer.get_base_layer().weight.float()
+    for u in torch.nn.functional.normalize(layer.hra_u[NAME].float(), dim=0).T:
+        turned = turned - 2 * torch.outer(turned @ u, u)
+    return Effect(dense=turned - weight)
+
+
+def rotated(layer: Any) -> Effect:
+    """BOFT: W' = s ⊙ W Rᵀ."""
+    weight = layer.get_base_layer().weight.float()
+    rotation, scale = layer.get_delta_weight(NAME)
+    return Effect(dense=scale.float() * (weight @ rotation.float().T) - weight)
+
+
 def shifted(layer: Any) -> Effect:
     """BEFT: a shift of the linear's output."""
     weight = layer.get_base_layer().weight

@@ -188,7 +188,8 @@ class Trainer:
         self._adamw.zero_grad()
         self.adapter.before_step(step, self.total)
         batch = [self.rows[i] for i in schedule.batch(step, len(self.rows))]
-        told = self.objective.backward(self._tuned, batch, schedule.seed * 1_000_003 + step)
+        with self._tuned.holding() as tuned:
+            told = self.objective.backward(tuned, batch, schedule.seed * 1_000_003 + step)
         penalty = self.adapter.penalty()
         if isinstance(penalty, Tensor):
             torch.autograd.backward(penalty)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Booster(Objective[TrainingRow]):
         return SUPERVISED.row(view, example)
 
     def backward(self, tuned: Tuned, rows: Sequence[TrainingRow], seed: int) -> dict[str, float]:
+        tuned = replace(tuned, held=None)  # the parameters move, and their gradients are looked at
         told = SUPERVISED.backward(tuned, rows, seed)
         source = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.harmful), generator=source).tolist()

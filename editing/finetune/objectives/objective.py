@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from editing.deltas import Effect
 from editing.finetune.adapter import Adapter
 from editing.finetune.rows import R, TrainingRow
 from editing.models.packing import hidden, packed
@@ -26,18 +28,108 @@ class Tuned:
     Attributes:
         tokens: most of one flat row; a longer text is a row of its own.
         checkpointing: whether layers are computed again for the gradients, not kept.
+        held: the adapter as it stands, where that is computed already.
     """
 
     view: ModelView
     adapter: Adapter
     tokens: int
     checkpointing: bool = False
+    held: Held | None = None
 
     @contextmanager
     def active(self) -> Iterator[None]:
         """Within the block flat rows go through the version with the adapter's effects."""
-        with packed(self.view, self.checkpointing), self.view.with_effects(self.adapter.effects()):
+        held = self.held or Held(self.adapter.effects(), {})
+        with (
+            packed(self.view, self.checkpointing),
+            self.view.with_effects(held.effects),
+            with_linears(self.view, held.linears),
+        ):
             yield
+
+    @contextmanager
+    def holding(self) -> Iterator[Tuned]:
+        """What the adapter stands for is computed once, for all passes within the block; their
+        gradients reach its parameters at the end of it. These must not move meanwhile.
+        """
+        roots: list[Tensor] = []
+        leaves: list[Tensor] = []
+
+        def held(part: Tensor) -> Tensor:
+            leaf = part.detach()
+            if part.requires_grad:
+                roots.append(part)
+                leaves.append(leaf.requires_grad_())
+            return leaf
+
+        effects: dict[str, Effect] = {}
+        linears: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for path, effect in self.adapter.effects().items():
+            if fits_linear(self.view, path, effect):
+                weight, bias = as_linear(self.view, path, effect)
+                linears[path] = held(weight), None if bias is None else held(bias)
+            else:
+                effects[path] = effect.map(held)
+        yield replace(self, held=Held(effects, linears))
+        reached = [place for place, leaf in enumerate(leaves) if leaf.grad is not None]
+        if reached:
+            torch.autograd.backward(
+                [roots[place] for place in reached], [leaves[place].grad for place in reached]
+            )
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an adapter stands for, by module path.
+
+    Attributes:
+        effects: beside what a linear puts out.
+        linears: weight [out, in] and bias [out] in the place of a linear's: a dense effect costs no
+            product of its own.
+    """
+
+    effects: Mapping[str, Effect]
+    linears: Mapping[str, tuple[Tensor, Tensor | None]]
+
+
+def fits_linear(view: ModelView, path: str, effect: Effect) -> bool:
+    """Whether an effect may be in a linear's weight and bias while it is trained: it is dense and
+    has no gate, and the linear computes in fp32 with no other effect upon it.
+    """
+    module = view.module(path)
+    return (
+        type(module) is nn.Linear
+        and module.weight.dtype == torch.float32
+        and not module._forward_hooks
+        and effect.dense is not None
+        and not effect.gates
+        and effect.later is None
+    )
+
+
+def as_linear(view: ModelView, path: str, effect: Effect) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias that a linear has with a dense effect: a ⊙ (W x + b) + s + …"""
+    own = view.module(path).bias
+    bias = own if isinstance(own, Tensor) else None
+    if bias is not None and effect.scale is not None:
+        bias = effect.scale * bias
+    if effect.shift is not None:
+        bias = effect.shift if bias is None else bias + effect.shift
+    return effect.weight(view.weight(path)), bias
+
+
+@contextmanager
+def with_linears(
+    view: ModelView, linears: Mapping[str, tuple[Tensor, Tensor | None]]
+) -> Iterator[None]:
+    """Within the block linears compute with these; their own weights stay as they are."""
+    with ExitStack() as undo:
+        for path, (weight, bias) in linears.items():
+            module = view.module(path)
+            module.__dict__["forward"] = partial(F.linear, weight=weight, bias=bias)
+            undo.callback(module.__dict__.pop, "forward")
+        yield
 
 
 class Objective(ABC, Generic[R]):
