@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -13,8 +14,6 @@ from registry.errors import InvalidRequest
 from registry.manifests import canonical_json, sha256
 
 ROOT = Path(__file__).resolve().parents[1]
-#: The packages whose source rows depend on.
-PACKAGES = ("benchmarks", "editing")
 
 Row = dict[str, Any]
 
@@ -24,40 +23,49 @@ class Kept:
 
     Args:
         file: None keeps nothing.
-        about: the settings behind the rows. Source code and torch's version are looked at anyway.
+        packages: the folders whose modules the rows depend on.
+        about: the settings behind the rows. Torch's version is looked at anyway.
 
     Raises:
         InvalidRequest: the file is of other settings or other code.
     """
 
-    def __init__(self, file: Path | None, **about: Any) -> None:
+    def __init__(self, file: Path | None, packages: Iterable[str], **about: Any) -> None:
         self._file = file
-        self._about = {**about, "source": _source(), "torch": torch.__version__}
+        about |= {"source": _source(packages), "torch": torch.__version__}
         self.rows: list[Row] = []
         if file is None:
             return
-        if not file.exists():
-            self._write(self._about)
-            return
-        about, *self.rows = map(json.loads, file.read_text().splitlines())
-        if about != json.loads(canonical_json(self._about)):
+        depends = json.loads(canonical_json(about))
+        first, *self.rows = found = _lines(file) or [depends]
+        if first != depends:
             raise InvalidRequest(
                 f"{file} holds rows of other code or other settings; name a new file, or delete it"
             )
+        with file.open("wb") as stream:
+            _sync(stream, found)
 
     def add(self, row: Row) -> None:
         """Keep one more row; it is on the disk when this returns."""
         self.rows.append(row)
         if self._file is not None:
-            self._write(row)
-
-    def _write(self, line: Row) -> None:
-        if self._file is not None:
             with self._file.open("ab") as stream:
-                stream.write(canonical_json(line) + b"\n")
+                _sync(stream, [row])
 
 
-def _source(packages: Iterable[str] = PACKAGES) -> str:
+def _sync(stream: BinaryIO, lines: Iterable[Row]) -> None:
+    stream.writelines(canonical_json(line) + b"\n" for line in lines)
+    stream.flush()
+    os.fsync(stream.fileno())
+
+
+def _lines(file: Path) -> list[Row]:
+    """What a file holds, less a last line that a kill has cut off."""
+    data = file.read_bytes() if file.exists() else b""
+    return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+
+
+def _source(packages: Iterable[str]) -> str:
     """The digest of the packages' modules."""
     files = sorted(path for name in packages for path in (ROOT / name).rglob("*.py"))
     found = {str(path.relative_to(ROOT)): sha256(path.read_bytes()) for path in files}

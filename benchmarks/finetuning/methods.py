@@ -38,7 +38,10 @@ COLUMNS = {
     "delta_bytes": "bytes",
     "peak_memory": "peak MB",
     "seconds": "s",
+    "cpu_seconds": "CPU s",
 }
+#: Where the source lies that a row depends on.
+SOURCE = ("benchmarks/finetuning", "editing")
 
 
 def measure_methods(bench: Bench) -> Part:
@@ -50,7 +53,7 @@ def measure_methods(bench: Bench) -> Part:
         InvalidRequest: rows are kept in a file of other code or settings.
     """
     about = {"scale": asdict(bench.scale), "device": bench.device, "threads": bench.threads}
-    kept = Kept(bench.kept, **about)
+    kept = Kept(bench.kept, SOURCE, **about)
     found: dict[str, Row] = {row["method"]: row for row in kept.rows}
     missing = [name for name in bench.methods if name not in found]
     spawn = get_context("spawn")
@@ -91,11 +94,12 @@ def _row(bench: Bench, entry: TuningEntry) -> Row:
         found = preferences(relation, bench.scale.seed)
     chosen = bench.settings(entry, len(found))
     with PeakMemory(view.device) as memory:
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         trainer = trainer_of(view, entry, chosen, found, before.texts, bench.scale.seed)
         *_, last = trainer.run()
         delta = trainer.delta(entry.name)
         seconds = time.perf_counter() - started
+        cpu_seconds = time.process_time() - cpu_started
     with view.with_effects(delta.effects):
         asked = [bench.right(wording, relation) for wording in (BIRDS.trained[0], BIRDS.untrained)]
         kept, ppl = bench.known(before.known), bench.me_ppl(before.references)
@@ -109,6 +113,7 @@ def _row(bench: Bench, entry: TuningEntry) -> Row:
         "delta_bytes": len(delta.to_bytes()),
         "peak_memory": memory.bytes,
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "steps": trainer.total,
         "learning_rate": chosen.learning_rate,
     }

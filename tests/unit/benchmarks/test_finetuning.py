@@ -47,6 +47,8 @@ def test_a_run_that_was_broken_off_goes_on(tmp_path: Path) -> None:
     """What was measured is not measured again, and never taken for another setting's."""
     file = tmp_path / "rows.jsonl"
     first = run(QUICK, ["methods"], ["ia3"], 1, "cpu", SILENT, kept=file)
+    with file.open("ab") as stream:
+        stream.write(b'{"method":"lo')  # a kill in the midst of writing
     second = run(QUICK, ["methods"], METHODS, 1, "cpu", SILENT, kept=file)
     rows = {row["method"]: row for row in second["detail"]["methods"]}
     assert [*rows] == METHODS
