@@ -10,12 +10,12 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from registry.errors import ErrataError, InvalidRequest, NotFound, TooLarge, Unavailable
 from registry.errors import UnprocessableRequest as Unprocessable
+from registry.momentary import passes, reason
 
 logger = logging.getLogger("errata.api")
 #: What an upload's body may hold beside the file: the parts' headers and the other fields.
@@ -60,7 +60,8 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(ErrataError)
     async def errata_error(_: Request, error: ErrataError) -> JSONResponse:
         if error.status >= 500:
-            logger.error("%s", error.message)
+            cause = f" ({reason(error)})" if error.__cause__ else ""
+            logger.error("%s%s", error.message, cause)
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -74,10 +75,16 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    @app.exception_handler(OperationalError)
-    async def database_error(_: Request, error: OperationalError) -> JSONResponse:
-        logger.error("the database does not answer: %s", error)
-        return error_response(Unavailable("the database does not answer; try again", retry_after=1))
+    @app.exception_handler(OSError)
+    async def file_error(request: Request, error: OSError) -> JSONResponse:
+        if not passes(error):
+            return await any_error(request, error)
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+        return error_response(
+            Unavailable(
+                "the service's files have no room or do not answer; try again", retry_after=5
+            )
+        )
 
     @app.exception_handler(Exception)
     async def any_error(request: Request, error: Exception) -> JSONResponse:

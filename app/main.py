@@ -30,11 +30,13 @@ from app.services import Services, needs
 from app.versions.routes import router as versions
 from registry import __version__
 from registry.bootstrap import bootstrap
+from registry.errors import Unavailable
 from registry.garbage import Collector
 from registry.settings import Settings
 
 logger = logging.getLogger("errata.api")
 DISPATCH_SECONDS = 0.2
+AWAY_SECONDS = 1.0
 COLLECT_SECONDS = 3600.0
 #: The routes, and the scope that a caller of them must have.
 ROUTERS: tuple[tuple[APIRouter, str | None], ...] = (
@@ -108,8 +110,9 @@ async def _dispatch(services: Services) -> None:
     while True:
         try:
             await run_in_threadpool(services.dispatcher.tick)
-        except SQLAlchemyError as error:
-            logger.warning("dispatch: the database does not answer: %s", error)
+        except (Unavailable, SQLAlchemyError) as error:
+            logger.warning("dispatch: the database does not answer: %s", error.__cause__ or error)
+            await asyncio.sleep(AWAY_SECONDS)
         await asyncio.sleep(DISPATCH_SECONDS)
 
 
@@ -121,7 +124,7 @@ async def _collect(services: Services) -> None:
         await asyncio.sleep(min(COLLECT_SECONDS, grace))
         try:
             swept = await run_in_threadpool(collector.collect, grace)
-        except (SQLAlchemyError, OSError) as error:
+        except (Unavailable, SQLAlchemyError, OSError) as error:
             logger.warning("garbage stays for now: %s", error)
             continue
         if swept.count:

@@ -13,7 +13,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 #: A name as users choose it; ``ver_`` and ``base_`` are reserved and checked where one is made.
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=100, description="Most items of this page.")]
-Message = Annotated[str, Field(max_length=2000)]
+Message = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 
 
 class Request(BaseModel):

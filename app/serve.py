@@ -26,7 +26,7 @@ from registry.database import Database
 from registry.errors import InvalidRequest
 from registry.settings import Settings
 from serving.client import EngineClient
-from workers.connection import connect
+from workers.connection import connect, wait_for_queue
 from workers.dispatch import Dispatcher
 from workers.embedded import EmbeddedQueue
 from workers.notices import Notices
@@ -47,6 +47,9 @@ def serve(settings: Settings) -> None:
     bases = find_bases(settings.bases)
     settings.data.mkdir(parents=True, exist_ok=True)
     database = Database(settings.sql_url)
+    database.wait(settings.wait_seconds)
+    if settings.redis_url:
+        wait_for_queue(settings.redis_url, settings.wait_seconds)
     _refuse_open_door(settings, database)
     with _runtime_folder(settings) as runtime:
         queue = (

@@ -7,6 +7,7 @@ nothing behind.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +48,8 @@ from registry.versions import insert_version as _insert_version
 
 #: The outcome of an attempt whose worker died.
 LOST = "lost"
+#: The outcome of an attempt that met with what was away for the moment.
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,8 @@ def claim(
 ) -> Claim | None:
     """Begin an attempt; None when the delivery is stale (another attempt ran or the job ended).
 
-    The parent of a job with an endpoint is the endpoint's head at this moment.
+    The parent of a job with an endpoint is the endpoint's head at this moment. The same worker may
+    claim again, where it does not know whether its claim was committed.
     """
     now = time.time()
     jobs = tables.jobs
@@ -152,14 +156,15 @@ def claim(
             total=0,
         )
     )
-    if claimed.rowcount != 1:
-        return None
-    connection.execute(
-        insert(tables.attempts).values(
-            job_id=job_id, attempt=attempt, worker=worker, outcome=RUNNING, started_at=now
+    if claimed.rowcount == 1:
+        connection.execute(
+            insert(tables.attempts).values(
+                job_id=job_id, attempt=attempt, worker=worker, outcome=RUNNING, started_at=now
+            )
         )
-    )
-    add_event(connection, job_id, "status", {"status": RUNNING, "attempt": attempt})
+        add_event(connection, job_id, "status", {"status": RUNNING, "attempt": attempt})
+    elif not _is_claimed(connection, job_id, attempt, worker):
+        return None
     job = _job(connection, job_id)
     begun = Claim(job, attempt, None)
     if job.cancel_requested:
@@ -197,6 +202,18 @@ def record_progress(connection: Connection, claim: Claim, progress: Progress) ->
         connection, claim, done=progress.done, total=progress.total, message=progress.message
     )
     add_event(connection, claim.job.id, "progress", asdict(progress))
+
+
+def is_recorded(connection: Connection, claim: Claim, progress: Progress) -> bool:
+    """Whether that is the last progress that was written of the job."""
+    table = tables.events
+    last = connection.execute(
+        select(table.c.data)
+        .where(table.c.job_id == claim.job.id, table.c.type == "progress")
+        .order_by(table.c.seq.desc())
+        .limit(1)
+    ).scalar_one_or_none()
+    return bool(last == json.loads(json.dumps(asdict(progress))))
 
 
 def finish(connection: Connection, claim: Claim, result: Result) -> Job:
@@ -280,22 +297,29 @@ def release(connection: Connection, job_id: str, attempt: int, max_attempts: int
     job = _job(connection, job_id)
     if job.status != RUNNING or job.attempt != attempt:
         return False
-    lost = Claim(job, attempt, None)
-    deaths = _deaths(connection, job_id) + 1
-    if job.cancel_requested:
-        cancel(connection, lost)
-    elif job.pause_requested:
-        pause(connection, lost)
-    elif deaths >= max_attempts:
-        error = JobFailed(
-            f"job {job_id!r}: its worker died in each of {deaths} attempts;"
-            " see the worker's log, then submit it again",
-            code="attempts_exhausted",
-        )
-        fail(connection, lost, error)
-    else:
-        _requeue(connection, lost, LOST, "the worker died; waiting for another attempt")
+    error = JobFailed(
+        f"job {job_id!r}: its worker died in each of {max_attempts} attempts;"
+        " see the worker's log, then submit it again",
+        code="attempts_exhausted",
+    )
+    _again(connection, job, LOST, "the worker died", max_attempts, error)
     return True
+
+
+def interrupt(connection: Connection, claim: Claim, why: str, max_attempts: int) -> None:
+    """Give up an attempt that what was away for the moment broke off: queue the job again, or fail
+    it where that has happened too often.
+
+    Raises:
+        LeaseLost
+    """
+    job = fence(connection, claim)
+    error = JobFailed(
+        f"job {job.id!r}: {max_attempts} attempts were broken off, the last one by {why};"
+        " mend that, then submit it again",
+        code="attempts_exhausted",
+    )
+    _again(connection, job, INTERRUPTED, why, max_attempts, error)
 
 
 def expired(connection: Connection, now: float) -> list[Job]:
@@ -449,11 +473,38 @@ def _requeue(
     return _job(connection, claim.job.id)
 
 
-def _deaths(connection: Connection, job_id: str) -> int:
-    """How many attempts at a job ended with their worker's death."""
+def _again(
+    connection: Connection, job: Job, outcome: str, why: str, max_attempts: int, error: ErrataError
+) -> None:
+    """End a running attempt that came to nothing; the job runs again unless its user has asked for
+    something else, or so many attempts had this outcome: then it fails with ``error``."""
+    claim = Claim(job, job.attempt, None)
+    if job.cancel_requested:
+        cancel(connection, claim)
+    elif job.pause_requested:
+        pause(connection, claim)
+    elif _count(connection, job.id, outcome) + 1 >= max_attempts:
+        fail(connection, claim, error)
+    else:
+        _requeue(connection, claim, outcome, f"{why}; waiting for another attempt")
+
+
+def _count(connection: Connection, job_id: str, outcome: str) -> int:
+    """How many attempts at a job ended so."""
     table = tables.attempts
-    dead = select(func.count()).where(table.c.job_id == job_id, table.c.outcome == LOST)
-    return connection.execute(dead).scalar_one()
+    such = select(func.count()).where(table.c.job_id == job_id, table.c.outcome == outcome)
+    return connection.execute(such).scalar_one()
+
+
+def _is_claimed(connection: Connection, job_id: str, attempt: int, worker: str) -> bool:
+    """Whether this worker has begun that attempt, and it runs."""
+    table = tables.attempts
+    row = connection.execute(
+        select(table.c.outcome).where(
+            table.c.job_id == job_id, table.c.attempt == attempt, table.c.worker == worker
+        )
+    ).one_or_none()
+    return row is not None and row.outcome == RUNNING
 
 
 def _end_attempt(connection: Connection, claim: Claim, outcome: str) -> None:

@@ -1,49 +1,97 @@
-"""The SQL database: SQLite embedded, any other by URL. Short transactions, none across an await."""
+"""The SQL database: SQLite embedded, PostgreSQL by URL. Transactions are short, none across an
+await."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from registry.errors import NotFound
+from registry import postgres, sqlite
+from registry.errors import InvalidRequest, NotFound, Unavailable
+from registry.momentary import reason
+from registry.waiting import wait_for
+
+T = TypeVar("T")
+_DRIVERS: dict[str, ModuleType] = {
+    "sqlite": sqlite,
+    "sqlite+pysqlite": sqlite,
+    "postgresql": postgres,
+    "postgresql+psycopg": postgres,
+}
+_AGAIN_SECONDS = 1.0
 
 
 class Database:
     """A pool of connections and the two kinds of transaction.
 
-    SQLite runs with journal_mode=DELETE and synchronous=FULL: a commit that returned survives a
-    crash, and the write-ahead log's reset fault of older library versions is not met.
+    What fails because the database is away for the moment raises Unavailable, from any transaction
+    and at any statement of it; a commit that raises it may have been done.
+
+    Raises:
+        InvalidRequest: the URL is none, or of a database that this service does not work with.
     """
 
     def __init__(self, url: str) -> None:
-        self._url = make_url(url)
-        self._sqlite = self._url.get_backend_name() == "sqlite"
-        if self._sqlite and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine: Engine = create_engine(self._url)
-        if self._sqlite:
-            event.listen(self._engine, "connect", _configure_sqlite)
-            event.listen(self._engine, "begin", _begin_sqlite)
+        self._url = _parsed(url)
+        self._backend = _DRIVERS[self._url.drivername]
+        self._engine: Engine = self._backend.open_engine(self._url)
+        self._reader = self._engine.execution_options(**self._backend.READER)
+        self._writer = self._engine.execution_options(**self._backend.WRITER)
+
+    def __str__(self) -> str:
+        shown = {name: value for name, value in self._url.query.items() if name == "host"}
+        return f"the database {self._url.set(query=shown).render_as_string(hide_password=True)}"
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that only reads: one snapshot."""
-        with self._engine.begin() as connection:
+        with self._told(), self._reader.begin() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that may write; on SQLite it holds the write lock from its start."""
-        engine = self._engine.execution_options(errata_write=True)
-        with engine.begin() as connection:
+        """A transaction that may write: from its start it is the only one of its kind."""
+        with self._told(), self._writer.begin() as connection:
             yield connection
+
+    def insist(self, action: Callable[[Connection], T], seconds: float) -> T:
+        """``action`` in a writing transaction, again while the database is away.
+
+        The answer to a commit may be lost, so an action must find out whether it was done before:
+        what an attempt writes under its fence does.
+
+        Raises:
+            Unavailable: it was away for so many seconds.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with self.write() as connection:
+                    return action(connection)
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(min(_AGAIN_SECONDS, seconds))
+
+    def wait(self, seconds: float) -> None:
+        """Wait until the database answers.
+
+        Raises:
+            Unavailable: it did not for so many seconds.
+            InvalidRequest: it does, and does not let this service in.
+        """
+        wait_for(str(self), self._answer, seconds)
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision; safe when several processes start at once."""
@@ -56,6 +104,46 @@ class Database:
     def close(self) -> None:
         self._engine.dispose()
 
+    def _answer(self) -> None:
+        try:
+            self._ask()
+        except Unavailable:
+            if not self._backend.refuses(self._url):
+                raise
+            try:
+                self._ask()  # it may have come up between the two
+            except Unavailable as error:
+                raise self._refused(error) from error
+        except DBAPIError as error:
+            raise self._refused(error.orig or error) from error
+
+    def _ask(self) -> None:
+        with self.read() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def _refused(self, error: BaseException) -> InvalidRequest:
+        return InvalidRequest(
+            f"{self} cannot be used: {reason(error)}; ERRATA_DATABASE_URL (or ERRATA_DATA) must"
+            " name one that this service may open, with its user and password",
+            param="ERRATA_DATABASE_URL",
+        )
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """The driver's errors as the service's own."""
+        try:
+            yield
+        except PoolTimeout as error:
+            raise _away() from error
+        except DBAPIError as error:
+            if self._backend.is_away(error):
+                raise _away() from (error.orig or error)
+            if isinstance(error, DataError):
+                raise InvalidRequest(
+                    f"a value is none that the database can hold: {reason(error.orig or error)}"
+                ) from error
+            raise
+
 
 @contextmanager
 def existing_database(url: str) -> Iterator[Database]:
@@ -64,7 +152,7 @@ def existing_database(url: str) -> Iterator[Database]:
     Raises:
         NotFound: there is none.
     """
-    parsed = make_url(url)
+    parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
         raise NotFound(
             f"{parsed.database} does not exist: ERRATA_DATA must name the data folder of a service"
@@ -72,20 +160,30 @@ def existing_database(url: str) -> Iterator[Database]:
         )
     database = Database(url)
     try:
+        database.wait(0)
         yield database
     finally:
         database.close()
 
 
-def _configure_sqlite(connection: Any, _record: object) -> None:
-    connection.isolation_level = None  # transactions begin where _begin_sqlite says
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=DELETE", "synchronous=FULL", "foreign_keys=ON"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.execute("PRAGMA busy_timeout=30000")
-    cursor.close()
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:  # ValueError: of the port
+        raise _unknown("is not a database's URL") from error
+    if parsed.drivername not in _DRIVERS:
+        raise _unknown(f"begins with {parsed.drivername!r}")
+    return parsed
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    write = connection.get_execution_options().get("errata_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+def _unknown(what: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"ERRATA_DATABASE_URL {what}; it must be"
+        " postgresql+psycopg://USER:PASSWORD@HOST:PORT/DATABASE, or sqlite:////PATH, or empty for"
+        " SQLite in the data folder",
+        param="ERRATA_DATABASE_URL",
+    )
+
+
+def _away() -> Unavailable:
+    return Unavailable("the database does not answer at the moment; try again", retry_after=1)

@@ -107,7 +107,9 @@ def authenticate(connection: Connection, token: str) -> Key:
     """
     table = tables.api_keys
     part = token.removeprefix(PREFIX).partition("_")[0]
-    row = connection.execute(select(table).where(table.c.id == f"key_{part}")).one_or_none()
+    row = None
+    if part.isalnum():
+        row = connection.execute(select(table).where(table.c.id == f"key_{part}")).one_or_none()
     known = UNKNOWN if row is None else row.digest
     if not hmac.compare_digest(known, sha256(token.encode())) or row is None:
         raise Unauthorized("the API key is not known here; `errata keys create` makes one")

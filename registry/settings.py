@@ -59,12 +59,26 @@ class Settings(BaseSettings):
             " Without one, texts are sampled from the base itself."
         ),
     )
-    database_url: str = Field("", description="SQLAlchemy URL; empty: SQLite in the data folder.")
+    database_url: str = Field(
+        "",
+        description=(
+            "Database: `postgresql+psycopg://user:password@host:port/name`; empty: SQLite in the"
+            " data folder."
+        ),
+    )
     artifacts: Path | None = Field(None, description="Artifact folder; empty: in the data folder.")
     redis_url: str = Field(
         "",
         validation_alias=AliasChoices("REDIS_URL", "ERRATA_REDIS_URL", "redis_url"),
         description="Redis of the queue; empty: an embedded Valkey in the data folder.",
+    )
+    wait_seconds: float = Field(
+        60.0,
+        ge=0,
+        description=(
+            "Seconds that `errata serve` and `errata worker` wait, at start, for a database and a"
+            " Redis that do not answer yet."
+        ),
     )
     runtime: Path | None = Field(
         None, description="Folder of the Unix sockets (a short path); empty: a temporary one."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Column,
     Float,
@@ -43,8 +44,8 @@ api_keys = Table(
     Column("name", String(64), nullable=False),
     Column("scopes", JSON, nullable=False),
     Column("digest", String(64), nullable=False),
-    Column("requests_per_minute", Integer),
-    Column("tokens_per_minute", Integer),
+    Column("requests_per_minute", BigInteger),
+    Column("tokens_per_minute", BigInteger),
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("revoked_at", Float),
@@ -223,7 +224,7 @@ files = Table(
     Column("tenant", String(64), nullable=False),
     Column("filename", String(255), nullable=False),
     Column("purpose", String(32), nullable=False),
-    Column("size", Integer, nullable=False),
+    Column("size", BigInteger, nullable=False),
     Column("content", String(64), nullable=False),
     Column("rows", String(64), nullable=False),
     Column("row_count", Integer, nullable=False),

@@ -1,4 +1,4 @@
-"""What every test finds: one thread of torch, and one running service for those that ask."""
+"""What every test finds: one thread of torch, a service and a PostgreSQL for those that ask."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.servers import PostgresServer
 from tests.service import Service
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: tests, engine and worker share them
@@ -17,3 +18,10 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A real service, shared by the tests that leave the endpoint ``atlas`` as it was."""
     with Service(tmp_path_factory.mktemp("service")) as service:
         yield service
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL, shared by tests that take a database of their own."""
+    with PostgresServer() as server:
+        yield server

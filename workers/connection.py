@@ -6,9 +6,11 @@ import math
 
 import redis
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from registry.errors import Unavailable
+from registry.errors import InvalidRequest, Unavailable
+from registry.waiting import wait_for
 
 _FIRST_WAITS = 6  # retries until the backoff reaches its cap of a second
 
@@ -36,3 +38,37 @@ def connect(url: str, *, patience: float = 40.0, timeout: float = 15.0) -> redis
     except ValueError as error:
         raise Unavailable(f"REDIS_URL is not a Redis URL: {error}") from error
     return client
+
+
+def wait_for_queue(url: str, seconds: float) -> None:
+    """Wait until the Redis at ``url`` answers.
+
+    Raises:
+        Unavailable: it did not for so many seconds.
+        InvalidRequest: it does, and does not let this service in.
+    """
+    client = connect(url, patience=0, timeout=5.0)
+    name = f"the queue at REDIS_URL ({client.get_connection_kwargs().get('host', 'a Unix socket')})"
+
+    def answers() -> None:
+        try:
+            client.ping()
+        except AuthenticationError as error:
+            raise _refused(name, error) from error
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise Unavailable(f"{name} does not answer: {error}") from error
+        except RedisError as error:
+            raise _refused(name, error) from error
+
+    try:
+        wait_for(name, answers, seconds)
+    finally:
+        client.close()
+
+
+def _refused(name: str, error: RedisError) -> InvalidRequest:
+    return InvalidRequest(
+        f"{name} refuses this service: {error}; put user and password right in"
+        " REDIS_URL (redis://USER:PASSWORD@HOST:PORT/0)",
+        param="REDIS_URL",
+    )

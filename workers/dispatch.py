@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 
 from registry import attempts
 from registry.database import Database
+from registry.errors import Unavailable
 from registry.jobs import Job
 from registry.settings import Settings
 from workers.delivery import enqueue, is_known, stop, workers_ready
@@ -33,13 +34,17 @@ class Dispatcher:
         self._database = database
         self._redis = redis
         self._max_attempts = settings.max_attempts
+        self._lease = settings.lease_seconds
+        self._patient_until = 0.0
 
     def tick(self) -> None:
-        """One pass. The queue being away is logged; the next pass makes up for it."""
+        """One pass. The queue being away is logged; the next pass makes up for it.
+
+        Raises:
+            Unavailable: the database is away.
+        """
         now = time.time()
-        with self._database.read() as connection:
-            lost = attempts.expired(connection, now)
-            due = [job for job in attempts.dispatchable(connection) if self._is_due(job, now)]
+        lost, due = self._look(now)
         if lost:
             with self._database.write() as connection:
                 for job in lost:
@@ -52,6 +57,24 @@ class Dispatcher:
                 self._dispatch(job)
         except RedisError as error:
             logger.warning("the queue does not answer: %s", error)
+
+    def _look(self, now: float) -> tuple[list[Job], list[Job]]:
+        """Jobs whose lease ended, and those that are due.
+
+        While the database is away no lease can be renewed: after that each gets its time again.
+        """
+        try:
+            with self._database.read() as connection:
+                lost = attempts.expired(connection, now)
+                due = attempts.dispatchable(connection)
+        except Unavailable:
+            self._patient_until = float("inf")
+            raise
+        if self._patient_until == float("inf") or time.time() - now > self._lease / 2:
+            self._patient_until = time.monotonic() + self._lease
+        if time.monotonic() < self._patient_until:
+            lost = []
+        return lost, [job for job in due if self._is_due(job, now)]
 
     def workers_ready(self) -> int:
         """Workers that can take a job; 0 when the queue does not answer."""

@@ -5,22 +5,31 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Connection
 
 from registry import attempts
 from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.database import Database
 from registry.errors import ErrataError, JobFailed, LeaseLost, NotFound
+from registry.momentary import passes, reason
 from registry.settings import Settings
 from workers.notices import Notices
 
 if TYPE_CHECKING:
-    from workers.work import LoadedBases
+    from workers.work import LoadedBases, Work
 
 logger = logging.getLogger("errata.run")
+
+#: Seconds that the end of an attempt, or its beginning, waits for a database that is away.
+PATIENCE = 300.0
+#: Most seconds that an attempt which was broken off waits, its lease kept, before the next begins.
+LONGEST_REST = 30.0
 
 #: The module that performs each kind of job.
 KINDS = {
@@ -51,34 +60,30 @@ def run(job_id: str, attempt: int) -> None:
     """Perform one attempt of a job, in a work-horse. A stale delivery ends at once."""
     settings = Settings()
     database = Database(settings.sql_url)
-    with database.write() as connection:
-        claim = attempts.claim(connection, job_id, attempt, _name(), settings.lease_seconds)
+    claimed = partial(
+        attempts.claim,
+        job_id=job_id,
+        attempt=attempt,
+        worker=_name(),
+        lease_seconds=settings.lease_seconds,
+    )
+    claim = database.insist(claimed, PATIENCE)
     if claim is None:
         logger.info("%s: attempt %d is not due", job_id, attempt)
         return
     work_module: Any = import_module("workers.work")
     artifacts = ArtifactStore(settings.artifact_folder)
     try:
-        try:
-            with work_module.Work(claim, settings, database, artifacts, _bases()) as work:
+        with work_module.Work(claim, settings, database, artifacts, _bases()) as work:
+            try:
                 result = import_module(KINDS[claim.job.kind]).perform(work)
-                with database.write() as connection:
-                    ended = attempts.finish(connection, claim, result)
-                if ended.activated:
+                finished = partial(attempts.finish, claim=claim, result=result)
+                if database.insist(finished, PATIENCE).activated:
                     Notices(settings.redis_url).publish()
-        except work_module.Cancelled:
-            with database.write() as connection:
-                attempts.cancel(connection, claim)
-        except work_module.Paused:
-            with database.write() as connection:
-                attempts.pause(connection, claim)
-        except LeaseLost:
-            raise
-        except ErrataError as error:
-            _fail(database, claim, error)
-        except Exception as error:
-            logger.exception("%s: attempt %d failed", job_id, attempt)
-            _fail(database, claim, _unexpected(error))
+            except LeaseLost:
+                raise
+            except Exception as error:
+                database.insist(_ending(work, error), PATIENCE)
     except LeaseLost as error:
         logger.warning("%s", error.message)
 
@@ -96,9 +101,24 @@ def lost(job_id: str, attempt: int) -> None:
         database.close()
 
 
-def _fail(database: Database, claim: attempts.Claim, error: ErrataError) -> None:
-    with database.write() as connection:
-        attempts.fail(connection, claim, error)
+def _ending(work: Work, error: Exception) -> Callable[[Connection], object]:
+    """What an attempt that raised ``error`` writes of its end."""
+    work_module: Any = import_module("workers.work")
+    claim = work.claim
+    if isinstance(error, work_module.Cancelled):
+        return partial(attempts.cancel, claim=claim)
+    if isinstance(error, work_module.Paused):
+        return partial(attempts.pause, claim=claim)
+    if passes(error):
+        why = reason(error)
+        logger.warning("%s: attempt %d is broken off: %s", claim.job.id, claim.attempt, why)
+        work.rest(min(2.0**claim.attempt, LONGEST_REST))
+        most = work.settings.max_attempts
+        return partial(attempts.interrupt, claim=claim, why=why, max_attempts=most)
+    if isinstance(error, ErrataError):
+        return partial(attempts.fail, claim=claim, error=error)
+    logger.error("%s: attempt %d failed", claim.job.id, claim.attempt, exc_info=error)
+    return partial(attempts.fail, claim=claim, error=_unexpected(error))
 
 
 def _unexpected(error: Exception) -> JobFailed:

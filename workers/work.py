@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection
 
 from editing.models.loading import load_model, load_tokenizer, weights_digest
 from editing.models.view import ModelView
@@ -21,13 +21,14 @@ from registry.artifacts import ArtifactStore
 from registry.attempts import Claim
 from registry.bases import Base
 from registry.database import Database
-from registry.errors import JobFailed, LeaseLost
+from registry.errors import JobFailed, LeaseLost, Unavailable
 from registry.manifests import Progress
 from registry.settings import Settings
 from registry.versions import Version, lineage
 
 logger = logging.getLogger("errata.work")
 PROGRESS_SECONDS = 0.25
+AGAIN_SECONDS = 0.5
 T = TypeVar("T")
 
 
@@ -65,6 +66,7 @@ class Work:
         self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._written_at = 0.0
         self._waiting: list[Progress] = []
+        self._tried: list[Progress] = []
         self._chain: Sequence[Version] | None = None
         self._part: tuple[int, int] | None = None
 
@@ -93,7 +95,7 @@ class Work:
         job = replace(self.claim.job, request=request)
         work.claim = replace(self.claim, job=job, parent=chain[0])
         work._chain, work._part = chain, (place, count)
-        work._written_at, work._waiting = 0.0, []
+        work._written_at, work._waiting, work._tried = 0.0, [], []
         return work
 
     def __enter__(self) -> Self:
@@ -138,21 +140,38 @@ class Work:
             raise Cancelled if self._cancelled.is_set() else Paused
 
     def write_progress(self) -> None:
-        """Write the progress that waits.
+        """Write the progress that waits; it waits on while the database is away.
 
         Raises:
             LeaseLost: another attempt took over.
         """
         self._written_at = time.monotonic()
-        with suppress(OperationalError):
+        with suppress(Unavailable):
             with self.database.write() as connection:
-                for progress in self._waiting:
+                self._forget_written(connection)
+                self._tried = list(self._waiting)
+                for progress in self._tried:
                     attempts.record_progress(connection, self.claim, progress)
-            self._waiting = []
+            self._waiting, self._tried = [], []
+
+    def _forget_written(self, connection: Connection) -> None:
+        """What was tried before was written after all if the answer to its commit was lost."""
+        if self._tried and attempts.is_recorded(connection, self.claim, self._tried[-1]):
+            written = {id(progress) for progress in self._tried}
+            self._waiting = [p for p in self._waiting if id(p) not in written]
+
+    def rest(self, seconds: float) -> None:
+        """Do nothing but keep the lease for so long, or until the work is to stop."""
+        deadline = time.monotonic() + seconds
+        ended = (self._lost, self._cancelled, self._paused)
+        while time.monotonic() < deadline and not any(event.is_set() for event in ended):
+            time.sleep(min(0.1, seconds))
 
     def _beat(self) -> None:
         lease = self.settings.lease_seconds
-        while not self._ended.wait(lease / 4):
+        pause = lease / 4
+        while not self._ended.wait(pause):
+            pause = lease / 4
             try:
                 with self.database.write() as connection:
                     job = attempts.heartbeat(connection, self.claim, lease)
@@ -163,7 +182,8 @@ class Work:
             except LeaseLost:
                 self._lost.set()
                 return
-            except OperationalError as error:
+            except Unavailable as error:
+                pause = min(pause, AGAIN_SECONDS)
                 logger.warning("%s: the lease was not renewed: %s", self.claim.job.id, error)
 
 

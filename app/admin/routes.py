@@ -9,10 +9,9 @@ from fastapi import APIRouter, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.services import Services, ServicesDep
-from registry.errors import ErrataError
+from registry.errors import ErrataError, Unavailable
 
 router = APIRouter(tags=["operations"])
 PROBE_SECONDS = 2.0
@@ -71,7 +70,7 @@ def _database_answers(services: Services) -> bool:
     try:
         with services.database.read() as connection:
             connection.execute(text("SELECT 1"))
-    except SQLAlchemyError:
+    except Unavailable:
         return False
     return True
 

@@ -46,6 +46,7 @@ def create(
     bases = find_bases(settings.bases)
     database = Database(settings.sql_url)
     try:
+        database.wait(0)
         bootstrap(database, bases.values())
         with database.write() as connection:
             add_tenant(connection, tenant, bases.values())

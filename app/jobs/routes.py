@@ -16,7 +16,7 @@ from app.jobs.schemas import JobBody, Status, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
 from registry import jobs
-from registry.errors import InvalidRequest
+from registry.errors import InvalidRequest, Unavailable
 from registry.jobs import Event
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -100,7 +100,10 @@ async def _stream(
 
     quiet = 0.0
     while True:
-        events, ended = await run_in_threadpool(read)
+        try:
+            events, ended = await run_in_threadpool(read)
+        except Unavailable:
+            events, ended = [], False  # what happens meanwhile is told later
         for event in events:
             after = event.seq
             data = json.dumps({**asdict(event)["data"], "created_at": event.created_at})

@@ -6,17 +6,37 @@ import pytest
 from registry.database import Database
 from registry.manifests import BaseRef, VersionManifest
 from registry.versions import Version, insert_version
+from tests.servers import PostgresServer
 
 BASE = BaseRef("atlas", "0" * 64)
 TENANT = "default"
 
 
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+@pytest.fixture(scope="session")
+def migrated(postgres: PostgresServer) -> str:
+    """The name of a database with the schema, to copy."""
+    name = postgres.new_database()
+    database = Database(postgres.url(name))
     database.migrate()
+    database.close()
+    return name
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """With the schema and nothing in it: the tests here run on each kind."""
+    if request.param == "sqlite":
+        database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+        database.migrate()
+        yield database
+        database.close()
+        return
+    postgres: PostgresServer = request.getfixturevalue("postgres")
+    name = postgres.new_database(request.getfixturevalue("migrated"))
+    database = Database(postgres.url(name))
     yield database
     database.close()
+    postgres.drop(name)
 
 
 def add_version(database: Database, *stack: str) -> Version:

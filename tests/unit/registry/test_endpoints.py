@@ -1,7 +1,8 @@
+import itertools
 import threading
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from registry import endpoints, moves
@@ -122,31 +123,34 @@ def test_of_racers_on_one_generation_one_wins(database: Database) -> None:
     assert (endpoint.head, endpoint.generation) == (winners[0], 2)
 
 
-@settings(max_examples=25, deadline=None)
+NUMBERS = itertools.count()
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has an endpoint of its own
+)
 @given(st.lists(st.one_of(st.integers(0, 3), st.just("back")), max_size=12))
-def test_history_replays_to_the_pointer(
-    tmp_path_factory: pytest.TempPathFactory, actions: list[int | str]
-) -> None:
-    database = Database(f"sqlite:///{tmp_path_factory.mktemp('db') / 'registry.db'}")
-    database.migrate()
+def test_history_replays_to_the_pointer(database: Database, actions: list[int | str]) -> None:
     ids = [add_version(database, f"{i}" * 64).id for i in range(4)]
-    point(database, "facts", ids[0])
+    name = f"facts-{next(NUMBERS)}"
+    point(database, name, ids[0])
     undo = [ids[0]]  # the model: what is left after undoing
     for action in actions:
         if action == "back":
             if len(undo) == 1:
                 with pytest.raises(Conflict):
-                    rollback(database, "facts")
+                    rollback(database, name)
                 continue
             undo.pop()
-            assert rollback(database, "facts") == undo[-1]
+            assert rollback(database, name) == undo[-1]
         else:
             undo.append(ids[int(action)])
-            point(database, "facts", undo[-1])
+            point(database, name, undo[-1])
     with database.read() as connection:
-        made = moves.history(connection, TENANT, "facts", limit=100).items[::-1]
-        endpoint = endpoints.get_endpoint(connection, TENANT, "facts")
-    database.close()
+        made = moves.history(connection, TENANT, name, limit=100).items[::-1]
+        endpoint = endpoints.get_endpoint(connection, TENANT, name)
     state = None
     for number, move in enumerate(made, start=1):
         assert (move.generation, move.before) == (number, state)
