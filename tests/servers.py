@@ -19,6 +19,7 @@ import psycopg
 from sqlalchemy.engine import URL
 
 from tests.service import descendants, wait_for
+from workers.embedded import server_binary
 
 _PR_SET_PDEATHSIG = 1
 _NOBODY = 65534
@@ -117,10 +118,10 @@ class PostgresServer:
             return False
         return True
 
-    def url(self, database: str = "postgres") -> str:
-        """Its SQLAlchemy URL."""
+    def url(self, database: str = "postgres", folder: Path | None = None) -> str:
+        """Its SQLAlchemy URL; ``folder`` is that of another socket that leads to it."""
         url = URL.create("postgresql+psycopg", "errata", database=database)
-        return url.update_query_dict({"host": str(self.folder)}).render_as_string()
+        return url.update_query_dict({"host": str(folder or self.folder)}).render_as_string()
 
     def new_database(self, template: str = "template1") -> str:
         """The name of a database that is a copy of another, which nobody uses at the moment."""
@@ -154,6 +155,50 @@ class PostgresServer:
 
     def log(self) -> str:
         return self._logfile.read_text(errors="replace")[-3000:]
+
+
+class RedisServer:
+    """The ``redis-server`` on PATH, else the Valkey that comes with the service; in memory only."""
+
+    def __init__(self, *, password: str = "") -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="errata-redis-")
+        self._socket = Path(self._folder.name) / "s"
+        self._password = password
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        if self._process is None:
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._folder.cleanup()
+
+    def start(self) -> None:
+        binary = shutil.which("redis-server") or server_binary()
+        options = {"port": "0", "unixsocket": str(self._socket), "save": ""}
+        if self._password:
+            options["requirepass"] = self._password
+        self._process = subprocess.Popen(
+            [binary, *(word for name, value in options.items() for word in (f"--{name}", value))],
+            cwd=self._folder.name,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_end_with_parent(os.getpid()),
+        )
+        wait_for(self._socket.exists, _SECONDS)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+        self._socket.unlink(missing_ok=True)
+
+    def url(self, password: str | None = None) -> str:
+        """Its URL, with its own password or another."""
+        login = self._password if password is None else password
+        return f"unix://{f':{login}@' if login else ''}{self._socket}"
 
 
 def _site_packages() -> Path:

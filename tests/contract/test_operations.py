@@ -50,6 +50,13 @@ def test_help(arguments: list[str]) -> None:
         ({"ERRATA_HOST": "0.0.0.0"}, "ERRATA_HOST"),
         ({"ERRATA_BASES": "nowhere"}, "no bundled base"),
         ({"ERRATA_BASES": "mine=/nowhere"}, "config.json"),
+        ({"ERRATA_DATABASE_URL": "postgres://ada:secret@db/errata"}, "postgresql+psycopg://USER"),
+        (
+            {"ERRATA_DATABASE_URL": "postgresql://u@/d?host=/nowhere", "ERRATA_WAIT_SECONDS": "0"},
+            "did not answer for 0 s",
+        ),
+        ({"REDIS_URL": "redis://127.0.0.1:1", "ERRATA_WAIT_SECONDS": "0"}, "did not answer"),
+        ({"REDIS_URL": "http://127.0.0.1"}, "REDIS_URL"),
     ],
 )
 def test_a_setting_that_cannot_work_is_one_clear_line(
@@ -59,7 +66,27 @@ def test_a_setting_that_cannot_work_is_one_clear_line(
     command = [sys.executable, "-m", "app.cli", "serve"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
-    assert said in ended.stderr
+    assert said in " ".join(ended.stderr.split())
+    assert "Traceback" not in ended.stderr
+    assert "secret" not in ended.stderr
+
+
+@pytest.mark.parametrize("missing", ["database", "queue"])
+def test_a_worker_waits_for_what_is_not_there_as_long_as_it_is_told(
+    tmp_path: Path, missing: str
+) -> None:
+    environment = {
+        **Service(tmp_path).environment(),
+        "REDIS_URL": "redis://127.0.0.1:1",
+        "ERRATA_WAIT_SECONDS": "0.1",
+    }
+    if missing == "database":
+        environment["ERRATA_DATABASE_URL"] = "postgresql://u@/d?host=/nowhere"
+    command = [sys.executable, "-m", "app.cli", "worker"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert f"the {missing}" in ended.stderr
+    assert "did not answer for 0.1 s" in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr
 
 

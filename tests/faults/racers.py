@@ -63,7 +63,8 @@ def race(url: str, moves: int, racers: int = RACERS) -> Outcome:
             for digest in (f"{number:x}" * 64 for number in range(racers))
         ]
         create_endpoint(connection, TENANT, NAME, (Target(versions[0]),), actor="start")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["registry.versions", "registry.endpoints", "tests.servers"])
     started, won = context.Barrier(racers + 1), context.SimpleQueue()
     processes = [
         context.Process(target=_run, args=(url, version, moves, started, won), daemon=True)

@@ -140,6 +140,53 @@ def test_a_job_whose_workers_keep_dying_fails(database: Database, endpoint: str)
     assert ended.error["code"] == "attempts_exhausted"
 
 
+def test_who_does_not_know_whether_it_claimed_may_claim_again(
+    database: Database, endpoint: str
+) -> None:
+    job = submit(database, endpoint)
+    claim = begin(database, job)
+    assert begin(database, job) == claim
+    with database.write() as connection:
+        assert attempts.claim(connection, job.id, 1, "another worker", LEASE) is None
+        assert len(attempts.attempts(connection, job.id)) == 1
+        started = [e for e in jobs.events(connection, job.id) if e.data.get("attempt") == 1]
+        assert len(started) == 1
+    finish(database, claim, made_by(claim, "b" * 64))
+    with database.write() as connection:
+        assert attempts.claim(connection, job.id, 1, "worker", LEASE) is None
+
+
+def test_what_is_broken_off_runs_again_and_is_no_death(database: Database, endpoint: str) -> None:
+    job = submit(database, endpoint)
+    begin(database, job, 1)
+    with database.write() as connection:
+        attempts.release(connection, job.id, 1, max_attempts=2)
+    claim = begin(database, job, 2)
+    with database.write() as connection:
+        attempts.interrupt(connection, claim, "no room", max_attempts=2)
+        again = jobs.get_job(connection, TENANT, job.id)
+    assert (again.status, again.message) == ("queued", "no room; waiting for another attempt")
+    with pytest.raises(LeaseLost), database.write() as connection:
+        attempts.interrupt(connection, claim, "no room", max_attempts=2)
+    last = begin(database, job, 3)
+    with database.write() as connection:
+        attempts.interrupt(connection, last, "no room", max_attempts=2)
+        ended = jobs.get_job(connection, TENANT, job.id)
+        outcomes = [attempt["outcome"] for attempt in attempts.attempts(connection, job.id)]
+    assert (ended.status, outcomes) == ("failed", ["lost", "interrupted", "failed"])
+    assert ended.error is not None
+    assert "the last one by no room" in ended.error["message"]
+
+
+def test_what_is_broken_off_ends_as_its_user_asked(database: Database, endpoint: str) -> None:
+    job = submit(database, endpoint)
+    claim = begin(database, job)
+    with database.write() as connection:
+        jobs.cancel_job(connection, TENANT, job.id, actor="test")
+        attempts.interrupt(connection, claim, "no room", max_attempts=5)
+        assert jobs.get_job(connection, TENANT, job.id).status == "cancelled"
+
+
 def test_an_endpoint_that_moved_is_left_alone(database: Database, endpoint: str) -> None:
     other = add_version(database, "c" * 64)
     claim = begin(database, submit(database, endpoint))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +18,17 @@ from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.curves import curves
 from registry.database import Database
-from registry.errors import JobFailed
+from registry.errors import JobFailed, Unavailable, VersionUnavailable
 from registry.jobs import all_events
 from registry.manifests import BaseRef, Progress, VersionManifest
 from registry.settings import Settings
 from registry.versions import insert_version
+from tests.proxy import Proxy
+from tests.servers import PostgresServer
 from tests.unit.workers.conftest import until
 from workers.kinds.fine_tune import _planned
-from workers.work import LoadedBases, Paused, Work
+from workers.run import _ending
+from workers.work import Cancelled, LoadedBases, Paused, Work
 
 TENANT = "default"
 
@@ -37,8 +41,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-@pytest.fixture
-def work(database: Database, tmp_path: Path) -> Work:
+def work_on(database: Database, tmp_path: Path) -> Work:
     with database.write() as connection:
         base = VersionManifest(BaseRef("atlas", "0" * 64))
         parent = insert_version(connection, TENANT, base)
@@ -50,6 +53,11 @@ def work(database: Database, tmp_path: Path) -> Work:
     settings = Settings(data=tmp_path, lease_seconds=0.4)
     store = ArtifactStore(tmp_path / "artifacts")
     return Work(claim, settings, database, store, LoadedBases({}, "float32"))
+
+
+@pytest.fixture
+def work(database: Database, tmp_path: Path) -> Work:
+    return work_on(database, tmp_path)
 
 
 def step(number: int) -> Progress:
@@ -83,6 +91,50 @@ def test_what_was_measured_before_a_pause_is_kept(work: Work, database: Database
             work.report(step(2))
     with database.read() as connection:
         assert list(curves(connection, work.claim.job.id)) == [1, 2]
+
+
+@pytest.mark.parametrize("arrives", [False, True])
+def test_steps_whose_commit_was_not_answered_are_kept_once(
+    postgres: PostgresServer, tmp_path: Path, arrives: bool
+) -> None:
+    name = postgres.new_database()
+    with Proxy(postgres.folder) as proxy:
+        database = Database(postgres.url(name, proxy.folder))
+        database.migrate()
+        work = work_on(database, tmp_path)
+        cut = proxy.cut(b"COMMIT", after=b"INSERT INTO events", arrives=arrives)
+        work.report(step(1))
+        assert cut.done.is_set()
+        work.report(step(2))
+        work.write_progress()
+        with database.read() as connection:
+            kept = [event.data["done"] for event in all_events(connection, work.claim.job.id)][-2:]
+            assert list(curves(connection, work.claim.job.id)) == [1, 2]
+        assert kept == [1, 2]
+        database.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "outcome"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "queued", "interrupted"),
+        (Unavailable("the database does not answer"), "queued", "interrupted"),
+        (PermissionError(errno.EACCES, "Permission denied"), "failed", "failed"),
+        (VersionUnavailable("no such delta"), "failed", "failed"),
+        (JobFailed("no"), "failed", "failed"),
+        (Cancelled(), "cancelled", "cancelled"),
+        (Paused(), "paused", "paused"),
+    ],
+)
+def test_how_an_attempt_ends(
+    work: Work, database: Database, error: Exception, status: str, outcome: str
+) -> None:
+    with work:
+        database.insist(_ending(work, error), 0)
+    with database.read() as connection:
+        job = jobs.get_job(connection, TENANT, work.claim.job.id)
+        (attempt,) = attempts.attempts(connection, job.id)
+    assert (job.status, attempt["outcome"]) == (status, outcome)
 
 
 def test_every_attempt_keeps_to_the_first_one_s_plan(work: Work, database: Database) -> None:
