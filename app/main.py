@@ -32,6 +32,7 @@ from registry import __version__
 from registry.bootstrap import bootstrap
 from registry.errors import Unavailable
 from registry.garbage import Collector
+from registry.momentary import reason
 from registry.settings import Settings
 
 logger = logging.getLogger("errata.api")
@@ -111,7 +112,7 @@ async def _dispatch(services: Services) -> None:
         try:
             await run_in_threadpool(services.dispatcher.tick)
         except (Unavailable, SQLAlchemyError) as error:
-            logger.warning("dispatch: the database does not answer: %s", error.__cause__ or error)
+            logger.warning("dispatch: the database does not answer: %s", reason(error))
             await asyncio.sleep(AWAY_SECONDS)
         await asyncio.sleep(DISPATCH_SECONDS)
 

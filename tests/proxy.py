@@ -15,11 +15,11 @@ _NAME = ".s.PGSQL.5432"
 
 @dataclass
 class Cut:
-    """Where to cut, once: at what a connection sends when it has sent ``after`` before.
+    """Where to cut, once.
 
     Attributes:
-        at: bytes that the message holds.
-        after: bytes that came before, in the same transaction; empty: nothing in particular.
+        at: what the client sends there.
+        after: what it has sent before on the same connection.
         arrives: let the message reach the server, and its answer nobody.
         done: is set once it was cut.
     """
@@ -77,7 +77,7 @@ class Proxy:
         sent = b""
         with suppress(OSError):
             while data := client.recv(2**16):
-                sent = data if b"BEGIN" in data else sent + data
+                sent += data
                 cut = self._taken(sent, data)
                 if cut is None:
                     server.sendall(data)
