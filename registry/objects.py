@@ -14,14 +14,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
-from obstore.store import LocalStore, from_url
+from obstore.store import LocalStore
 
 from registry.artifacts import Swept
+from registry.buckets import CREDENTIALS, brief, connect
 from registry.errors import (
     ArtifactCorrupt,
     InvalidRequest,
@@ -30,11 +30,9 @@ from registry.errors import (
     StoreUnavailable,
 )
 
-if TYPE_CHECKING:  # these are in the library's stubs alone
+if TYPE_CHECKING:  # it is in the library's stubs alone
     from obstore import ObjectMeta
-    from obstore.store import ObjectStore
 
-SCHEMES = ("s3", "gs", "az", "file")
 #: Bytes that one request carries at most.
 PART_BYTES = 16 * 2**20
 _MOST_PARTS = 9000
@@ -71,7 +69,7 @@ class Objects:
 
     def __init__(self, url: str, patience: float) -> None:
         self._url = url
-        self._store = _connect(url, patience)
+        self._store = connect(url, patience)
 
     def put(self, digest: str, file: Path) -> None:
         """Add a copy, and read it back. Raises StoreUnavailable."""
@@ -223,13 +221,13 @@ class Objects:
             if or_missing:
                 raise
             raise StoreRefused(
-                f"ERRATA_ARTIFACTS: {self._url} does not exist ({_brief(error)}); create the bucket"
+                f"ERRATA_ARTIFACTS: {self._url} does not exist ({brief(error)}); create the bucket"
                 " or the folder, or name another"
             ) from error
         except (PermissionDeniedError, UnauthenticatedError, PermissionError) as error:
             raise StoreRefused(
                 f"ERRATA_ARTIFACTS: these credentials may not {what} in {self._url}"
-                f" ({_brief(error)}); {_CREDENTIALS}",
+                f" ({brief(error)}); {CREDENTIALS}",
                 retry_after=10,
             ) from error
         except BaseError as error:
@@ -237,62 +235,10 @@ class Objects:
             kind = StoreRefused if says_no else StoreUnavailable
             raise kind(
                 f"ERRATA_ARTIFACTS: {self._url} {'refuses' if says_no else 'does not answer'}"
-                f" ({_brief(error)}); see that its endpoint, its name and its region are right,"
-                f" and that it runs; {_CREDENTIALS}",
+                f" ({brief(error)}); see that its endpoint, its name and its region are right,"
+                f" and that it runs; {CREDENTIALS}",
                 retry_after=10,
             ) from error
-
-
-_CREDENTIALS = (
-    "credentials are taken from AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and"
-    " AWS_ENDPOINT_URL, from GOOGLE_APPLICATION_CREDENTIALS, or from AZURE_STORAGE_ACCOUNT_NAME"
-    " and AZURE_STORAGE_ACCOUNT_KEY"
-)
-
-
-def _connect(url: str, patience: float) -> ObjectStore:
-    scheme, _, rest = url.partition("://")
-    if scheme not in SCHEMES:
-        raise InvalidRequest(
-            f"ERRATA_ARTIFACTS is {url!r}: {scheme}:// is no object store that is known; take one"
-            f" of {', '.join(f'{known}://' for known in SCHEMES)}, or the path of a folder",
-            param="ERRATA_ARTIFACTS",
-        )
-    if not rest.strip("/"):
-        raise InvalidRequest(
-            f"ERRATA_ARTIFACTS is {url!r} and names no bucket or folder; write it as"
-            f" {scheme}://{'/folder' if scheme == 'file' else 'bucket/prefix'}",
-            param="ERRATA_ARTIFACTS",
-        )
-    seconds = timedelta(seconds=patience)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    try:
-        if scheme == "file":
-            return from_url(url, automatic_cleanup=True)
-        return from_url(
-            url,
-            # one is deleted at a time, and not every S3 knows how to delete many
-            config={"disable_bulk_delete": True} if scheme == "s3" else None,
-            client_options={
-                "allow_http": scheme != "s3" or endpoint.startswith("http://"),
-                "connect_timeout": timedelta(seconds=min(5.0, patience)),
-                "timeout": seconds,
-            },
-            retry_config={
-                "max_retries": 1000,
-                "retry_timeout": seconds,
-                "backoff": {
-                    "init_backoff": timedelta(seconds=0.1),
-                    "max_backoff": timedelta(seconds=2),
-                    "base": 2,
-                },
-            },
-        )
-    except (BaseError, OSError) as error:
-        raise InvalidRequest(
-            f"ERRATA_ARTIFACTS: {url} cannot be used ({_brief(error)}); {_CREDENTIALS}",
-            param="ERRATA_ARTIFACTS",
-        ) from error
 
 
 def _copy(meta: ObjectMeta) -> Copy | None:
@@ -301,8 +247,3 @@ def _copy(meta: ObjectMeta) -> Copy | None:
     if named is None:
         return None
     return Copy(meta["last_modified"].timestamp(), meta["path"], named[1], meta["size"])
-
-
-def _brief(error: Exception) -> str:
-    """What the library says, without its inner state and the store's XML."""
-    return str(error).partition("\n")[0][:300]
