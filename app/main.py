@@ -30,7 +30,7 @@ from app.services import Services, needs
 from app.versions.routes import router as versions
 from registry import __version__
 from registry.bootstrap import bootstrap
-from registry.errors import Unavailable
+from registry.errors import ErrataError, Unavailable
 from registry.garbage import Collector
 from registry.momentary import reason
 from registry.settings import Settings
@@ -125,7 +125,7 @@ async def _collect(services: Services) -> None:
         await asyncio.sleep(min(COLLECT_SECONDS, grace))
         try:
             swept = await run_in_threadpool(collector.collect, grace)
-        except (Unavailable, SQLAlchemyError, OSError) as error:
+        except (ErrataError, SQLAlchemyError, OSError) as error:
             logger.warning("garbage stays for now: %s", error)
             continue
         if swept.count:

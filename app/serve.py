@@ -20,11 +20,11 @@ from app.limits import Limiter
 from app.main import create_app
 from app.services import Services
 from registry import keys
-from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.database import Database
 from registry.errors import InvalidRequest
 from registry.settings import Settings
+from registry.stores import await_store, open_store
 from serving.client import EngineClient
 from workers.connection import connect, wait_for_queue
 from workers.dispatch import Dispatcher
@@ -51,6 +51,7 @@ def serve(settings: Settings) -> None:
     if settings.redis_url:
         wait_for_queue(settings.redis_url, settings.wait_seconds)
     _refuse_open_door(settings, database)
+    await_store(settings)
     with _runtime_folder(settings) as runtime:
         queue = (
             None if settings.redis_url else EmbeddedQueue(settings.data / "queue", runtime / "q")
@@ -67,7 +68,7 @@ def serve(settings: Settings) -> None:
             settings=settings,
             bases=bases,
             database=database,
-            artifacts=ArtifactStore(settings.artifact_folder),
+            artifacts=open_store(settings),
             engine=EngineClient(engine_socket),
             dispatcher=Dispatcher(database, connect(redis_url, patience=QUEUE_PATIENCE), settings),
             notices=Notices(redis_url),

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from registry.rows import StoredRows
 
 CHUNK_BYTES = 2**20
 TEMPORARY = ".tmp-"
+JSON_BEGINNINGS = (b"{", b"[", b'"')
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,15 +64,9 @@ class ArtifactStore:
                     stream.write(chunk)
                 stream.flush()
                 os.fsync(stream.fileno())
-            path = self._path(found.hexdigest())
-            path.parent.mkdir(exist_ok=True)
-            with self._locked(fcntl.LOCK_SH):
-                Path(temporary).replace(path)
-        except BaseException:
+            self._keep(Path(temporary), found.hexdigest())
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
-        _fsync_folder(path.parent)
-        _fsync_folder(self._folder)
         self._check(found.hexdigest())
         return found.hexdigest()
 
@@ -120,7 +116,7 @@ class ArtifactStore:
         except NotFound:
             return
         with stream:
-            if stream.peek(1)[:1] not in (b"{", b"[", b'"'):
+            if stream.peek(1)[:1] not in JSON_BEGINNINGS:
                 return
             for line in stream:
                 yield from pattern.findall(line.decode(errors="replace"))
@@ -132,6 +128,15 @@ class ArtifactStore:
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=TEMPORARY) as folder:
             yield Path(folder)
 
+    def digests(self) -> list[str]:
+        """Of every file in the folder."""
+        names = sorted(path.name for path in self._folder.glob("??/*"))
+        return [name for name in names if _DIGEST.fullmatch(name)]
+
+    def now(self) -> float:
+        """The time by the clock that says when an artifact was put."""
+        return time.time()
+
     def sweep(self, kept: Callable[[str], bool], before: float, *, dry_run: bool) -> Swept:
         """Delete what was last put before a moment and is not ``kept``, and what a dead process
         left half written.
@@ -139,9 +144,9 @@ class ArtifactStore:
         What is put meanwhile stays, be it the same bytes.
         """
         swept = Swept()
-        for path in sorted(self._folder.glob("??/*")):
-            if _DIGEST.fullmatch(path.name) and not kept(path.name):
-                swept = swept.plus(self._remove(path, before, dry_run))
+        for digest in self.digests():
+            if not kept(digest):
+                swept = swept.plus(self._remove(self._path(digest), before, dry_run))
         for path in sorted(self._folder.glob(f"{TEMPORARY}*")):
             swept = swept.plus(self._remove(path, before, dry_run))
         return swept
@@ -169,7 +174,16 @@ class ArtifactStore:
     def rows(self, digest: str) -> StoredRows:
         """The rows that ``put_rows`` stored. Raises as ``get``."""
         self._check(digest)
-        return StoredRows(self._path(digest))
+        return StoredRows(lambda: self._open(digest))
+
+    def _keep(self, temporary: Path, digest: str) -> None:
+        """Give a whole file its place; it is durable afterwards."""
+        path = self._path(digest)
+        path.parent.mkdir(exist_ok=True)
+        with self._locked(fcntl.LOCK_SH):
+            temporary.replace(path)
+        _fsync_folder(path.parent)
+        _fsync_folder(self._folder)
 
     def _chunks(self, digest: str) -> Iterator[bytes]:
         with self._open(digest) as stream:

@@ -15,7 +15,9 @@
     ├── PreconditionRequired          428 precondition_required
     ├── TooManyRequests               429 rate_limit_exceeded
     ├── Unavailable                   503 service_unavailable
-    │   └── VersionUnavailable        503 version_unavailable
+    │   ├── VersionUnavailable        503 version_unavailable
+    │   └── StoreUnavailable          503 store_unavailable (of artifacts: it is away)
+    │       └── StoreRefused          503 store_refused     (it answers, and says no)
     ├── ArtifactCorrupt               500 artifact_corrupt
     ├── JobFailed                     500 job_failed        (a job's own, clear end)
     │   └── GuardRejected             422 guard_rejected
@@ -152,6 +154,14 @@ class Unavailable(ErrataError):
 
 class VersionUnavailable(Unavailable):
     default_code = "version_unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    default_code = "store_unavailable"
+
+
+class StoreRefused(StoreUnavailable):
+    default_code = "store_refused"
 
 
 class ArtifactCorrupt(ErrataError):

@@ -1,7 +1,8 @@
 """Which artifacts somebody may still ask for, and the deletion of the others.
 
 Whatever looks like a digest, anywhere in the database, keeps an artifact, but for the rows that are
-known to be over: an ended job with its events and checkpoints, a deleted version with its reports.
+known to be over: an ended job with its events and checkpoints, a deleted version with its reports
+(unless an unfinished job works on it: what that job makes will stand on the same deltas).
 Of a deleted version's manifest the recipe counts as long as a version that is there came from it:
 the list of an endpoint's edits and a replay read it. What an artifact of JSON names is kept too.
 A table or a field that is added later keeps what it names, without a word here.
@@ -10,7 +11,6 @@ A table or a field that is added later keeps what it names, without a word here.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -23,6 +23,7 @@ from registry.jobs import ENDED
 from registry.versions import DELETED
 
 _DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_VERSION = re.compile(r"ver_[0-9a-f]{40}")
 _OF_JOBS = (tables.events, tables.checkpoints, tables.attempts)
 
 
@@ -51,7 +52,7 @@ class Collector:
         A write is safe while it is under way: bytes are put, anew or again, before a row names
         them, and stay for the grace time.
         """
-        before = time.time() - grace
+        before = self._artifacts.now() - grace  # a put that counts later is later
         reached = self.reached()
         return self._artifacts.sweep(reached.__contains__, before, dry_run=dry_run)
 
@@ -97,7 +98,8 @@ def _texts(value: Any) -> Iterator[str]:
 def _of_versions(connection: Connection) -> Iterator[str]:
     table, reports = tables.versions, tables.reports
     rows = {(row.tenant, row.id): row for row in connection.execute(select(table))}
-    live = {key for key, row in rows.items() if row.status != DELETED}
+    held = set(_held_versions(connection))
+    live = {key for key, row in rows.items() if row.status != DELETED or key in held}
     yield from digests_in(rows[key].manifest for key in live)
     ancestors: set[tuple[str, str]] = set()
     waiting = list(live)
@@ -112,3 +114,19 @@ def _of_versions(connection: Connection) -> Iterator[str]:
     for row in connection.execute(select(reports)):
         if (row.tenant, row.version_id) in live | ancestors:
             yield from digests_in([row.body])
+
+
+def _held_versions(connection: Connection) -> Iterator[tuple[str, str]]:
+    """(tenant, id) of what unfinished jobs work on: what they name, and where the endpoint pointed
+    when they were claimed."""
+    jobs, moves = tables.jobs, tables.moves
+    claimed_at = select(jobs, moves.c.after).outerjoin(
+        moves,
+        (moves.c.tenant == jobs.c.tenant)
+        & (moves.c.endpoint == jobs.c.endpoint)
+        & (moves.c.generation == jobs.c.claimed_generation),
+    )
+    for row in connection.execute(claimed_at.where(jobs.c.status.not_in(ENDED))):
+        for text in _texts(row):
+            for version in _VERSION.findall(text):
+                yield row.tenant, version

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, overload
 
 
 class StoredRows(Sequence[Any]):
-    """JSON lines of a file that does not change: in memory is only where each of them begins."""
+    """JSON lines of a file that does not change: in memory is only where each of them begins.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Args:
+        open_file: opens the file, from its beginning.
+    """
+
+    def __init__(self, open_file: Callable[[], BinaryIO]) -> None:
+        self._open = open_file
         self._starts = array("Q")
         start = 0
-        with path.open("rb") as stream:
+        with open_file() as stream:
             for line in stream:
                 self._starts.append(start)
                 start += len(line)
@@ -25,7 +28,7 @@ class StoredRows(Sequence[Any]):
         return len(self._starts)
 
     def __iter__(self) -> Iterator[Any]:
-        with self._path.open("rb") as stream:
+        with self._open() as stream:
             for line in stream:
                 yield json.loads(line)
 
@@ -36,6 +39,6 @@ class StoredRows(Sequence[Any]):
     def __getitem__(self, place: int | slice) -> Any:
         if isinstance(place, slice):
             return [self[i] for i in range(len(self))[place]]
-        with self._path.open("rb") as stream:
+        with self._open() as stream:
             stream.seek(self._starts[place])
             return json.loads(stream.readline())

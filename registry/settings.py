@@ -66,7 +66,28 @@ class Settings(BaseSettings):
             " data folder."
         ),
     )
-    artifacts: Path | None = Field(None, description="Artifact folder; empty: in the data folder.")
+    artifacts: str = Field(
+        "",
+        description=(
+            "Artifact folder, or the URL of an object store: `s3://bucket/prefix`, `gs://…`,"
+            " `az://…`, `file:///folder`; empty: a folder in the data folder."
+        ),
+    )
+    artifacts_cache_bytes: int = Field(
+        32 * 2**30,
+        ge=2**20,
+        description=(
+            "Most bytes of an object store's artifacts that this machine keeps in its data folder."
+        ),
+    )
+    artifacts_patience: float = Field(
+        30.0,
+        gt=0,
+        description=(
+            "Seconds for which a request to an object store is tried again before it counts as"
+            " away."
+        ),
+    )
     redis_url: str = Field(
         "",
         validation_alias=AliasChoices("REDIS_URL", "ERRATA_REDIS_URL", "redis_url"),
@@ -76,8 +97,8 @@ class Settings(BaseSettings):
         60.0,
         ge=0,
         description=(
-            "Seconds that `errata serve` and `errata worker` wait, at start, for a database and a"
-            " Redis that do not answer yet."
+            "Seconds that `errata serve` and `errata worker` wait, at start, for a database, a"
+            " Redis and an object store that do not answer yet."
         ),
     )
     runtime: Path | None = Field(
@@ -236,5 +257,13 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data / 'registry.db'}"
 
     @property
+    def artifact_url(self) -> str:
+        """The object store of the artifacts; empty where they are in a folder."""
+        return self.artifacts if "://" in self.artifacts else ""
+
+    @property
     def artifact_folder(self) -> Path:
-        return self.artifacts or self.data / "artifacts"
+        """Where artifacts are, or where those of an object store are cached: never the same."""
+        if self.artifact_url:
+            return self.data / "cache"
+        return Path(self.artifacts) if self.artifacts else self.data / "artifacts"

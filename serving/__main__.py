@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.errors import ErrataError
 from registry.settings import Settings
+from registry.stores import open_store
 from serving.lane import Lane
 from serving.loading import load_lane
 from serving.memory import keep_freed_memory
@@ -89,7 +89,7 @@ def _load(settings: Settings) -> list[Lane]:
 def _versions(settings: Settings, lanes: list[Lane]) -> Versions:
     on_cpu = all(lane.runner.model.device.type == "cpu" for lane in lanes)
     return Versions(
-        ArtifactStore(settings.artifact_folder),
+        open_store(settings),
         settings.resident_bytes,
         host_bytes=0 if on_cpu else settings.host_bytes,
     )

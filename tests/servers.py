@@ -9,16 +9,18 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+import httpx
 import psycopg
 from sqlalchemy.engine import URL
 
-from tests.service import descendants, wait_for
+from tests.service import descendants, free_port, wait_for
 from workers.embedded import server_binary
 
 _PR_SET_PDEATHSIG = 1
@@ -199,6 +201,66 @@ class RedisServer:
         """Its URL, with its own password or another."""
         login = self._password if password is None else password
         return f"unix://{f':{login}@' if login else ''}{self._socket}"
+
+
+class S3Server:
+    """An S3 server with one bucket, ``artifacts``, whose objects are files below ``bucket``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bucket = folder / "buckets" / "artifacts"
+        self.bucket.mkdir(parents=True)
+        self.prefix = self.bucket / "some" / "prefix"
+        self.url = "s3://artifacts/some/prefix"
+        self._log = folder / "s3.log"
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client's environment must say."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ACCESS_KEY_ID": "someone",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+        }
+
+    def copies(self, digest: str) -> list[Path]:
+        """The objects that hold an artifact."""
+        return sorted((self.prefix / digest[:2] / digest).glob("*"))
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "localbucket", "--port", str(self._port)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, str(self.bucket.parent)], stdout=log, stderr=log
+            )
+
+        def answers() -> bool:
+            try:
+                return httpx.get(self.environment["AWS_ENDPOINT_URL"]).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(answers, 60, self._log.read_text)
+
+    def kill(self) -> None:
+        """kill -9."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def signal(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
 
 
 def _site_packages() -> Path:

@@ -16,13 +16,13 @@ from editing.exchange.names import ERRATA
 from editing.models.loading import load_model, load_tokenizer
 from editing.models.view import ModelView
 from registry.archives import write_zip
-from registry.artifacts import ArtifactStore
 from registry.bases import Base, base_of, find_bases
 from registry.database import existing_database
 from registry.endpoints import get_endpoint
 from registry.errors import InvalidRequest, NotFound
 from registry.manifests import EditRequest, Fact, HarmPrompt, Question, VersionManifest
 from registry.settings import Settings
+from registry.stores import open_store
 from registry.versions import ancestry, get_kept_version, get_ready_version
 from workers.evidence import own_refusals
 from workers.exports import export_history, export_weights
@@ -63,7 +63,7 @@ def evaluate_file(
         manifest = _manifest(settings, tenant, target)
     base = base_of(bases, manifest.id, manifest.base)
     view = _view(settings, base, tell)
-    store = ArtifactStore(settings.artifact_folder)
+    store = open_store(settings)
     stack = [Delta.from_bytes(store.get(digest)) for digest in manifest.stack]
     asked = replace(_asked(purpose, rows), refusals=own_refusals(settings, base))
     work = evaluate(view, stack, asked)
@@ -107,7 +107,7 @@ def export_version(
     with existing_database(settings.sql_url) as database, database.read() as connection:
         manifest = get_ready_version(connection, tenant, version_id).manifest
         chain = ancestry(connection, tenant, version_id)
-    store = ArtifactStore(settings.artifact_folder)
+    store = open_store(settings)
     if asked["format"] == ERRATA:
         made = export_history(chain, store)
         to.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Connection
 
 from registry import attempts
-from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.database import Database
 from registry.errors import ErrataError, JobFailed, LeaseLost, NotFound
 from registry.momentary import passes, reason
 from registry.settings import Settings
+from registry.stores import open_store
 from workers.notices import Notices
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run(job_id: str, attempt: int) -> None:
         logger.info("%s: attempt %d is not due", job_id, attempt)
         return
     work_module: Any = import_module("workers.work")
-    artifacts = ArtifactStore(settings.artifact_folder)
+    artifacts = open_store(settings)
     try:
         with work_module.Work(claim, settings, database, artifacts, _bases()) as work:
             try:

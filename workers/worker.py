@@ -32,6 +32,7 @@ from rq.worker import Worker, WorkerStatus
 from registry.database import Database
 from registry.errors import Unavailable
 from registry.settings import Settings
+from registry.stores import await_store
 from workers.connection import connect, wait_for_queue
 from workers.delivery import (
     HANDED_OVER,
@@ -289,13 +290,15 @@ def work(settings: Settings) -> None:
     """Runs a worker until SIGTERM: the ``errata worker`` command.
 
     Raises:
-        Unavailable: no queue is configured, or it or the database does not answer.
-        InvalidRequest: one of the two does not let this service in.
+        Unavailable: no queue is configured, or it, the database or the object store does not
+            answer.
+        InvalidRequest: one of them does not let this service in.
     """
     if not settings.redis_url:
         raise Unavailable("a worker needs a queue: set REDIS_URL to the URL of its Redis or Valkey")
     Database(settings.sql_url).wait(settings.wait_seconds)
     wait_for_queue(settings.redis_url, settings.wait_seconds)
+    await_store(settings)
     try:
         worker = ErrataWorker(
             settings.redis_url,

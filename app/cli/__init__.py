@@ -178,6 +178,19 @@ def gc(
     run(Settings(), grace, dry_run)
 
 
+@cli.command()
+def upload(
+    folder: Annotated[Path, typer.Argument(help="A folder of artifacts: `artifacts` in the data.")],
+) -> None:
+    """Put a folder's artifacts into the store of ERRATA_ARTIFACTS. The folder is left as it is.
+
+    Example: ERRATA_ARTIFACTS=s3://bucket/prefix errata upload .errata/artifacts
+    """
+    from app.cli.upload import run
+
+    run(Settings(), folder)
+
+
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whom histories show.")],

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from registry.artifacts import ArtifactStore
 from registry.database import existing_database
 from registry.garbage import Collector
 from registry.settings import Settings
+from registry.stores import open_store
 
 
 def run(settings: Settings, grace: float | None, dry_run: bool) -> None:
     """Delete artifacts that nothing reaches, or count them."""
     grace = settings.gc_grace_seconds if grace is None else grace
     with existing_database(settings.sql_url) as database:
-        store = ArtifactStore(settings.artifact_folder)
+        store = open_store(settings)
         swept = Collector(database, store).collect(grace, dry_run=dry_run)
     done = "would be deleted" if dry_run else "deleted"
     Console(highlight=False).print(

@@ -17,13 +17,13 @@ from typing import Any
 import httpx
 
 from editing.deltas import Delta, Effect
-from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.bootstrap import DEFAULT_TENANT, bootstrap
 from registry.database import Database
 from registry.errors import Unavailable
 from registry.manifests import VersionManifest
 from registry.settings import Settings
+from registry.stores import open_store
 from registry.versions import insert_version
 
 START_SECONDS = 180.0
@@ -93,7 +93,7 @@ def _write_versions(
     settings: Settings, bases: Sequence[Base], edits: Sequence[Mapping[str, Effect]]
 ) -> list[str]:
     """The ids of ready versions, written to the service's data as a worker would."""
-    store = ArtifactStore(settings.artifact_folder)
+    store = open_store(settings)
     base = bases[0]
     made = []
     with closing(Database(settings.sql_url)) as database:

@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import pytest
 from registry.database import Database
 from registry.manifests import BaseRef, VersionManifest
 from registry.versions import Version, insert_version
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, S3Server
 
 BASE = BaseRef("atlas", "0" * 64)
 TENANT = "default"
@@ -37,6 +38,22 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     yield database
     database.close()
     postgres.drop(name)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server that this process's environment names, with a bucket that is empty."""
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    shutil.rmtree(s3_server.bucket)
+    s3_server.bucket.mkdir()
+    return s3_server
 
 
 def add_version(database: Database, *stack: str) -> Version:

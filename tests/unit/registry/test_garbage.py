@@ -7,17 +7,21 @@ import os
 import random
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from registry import attempts, files, jobs, tables, versions
+from registry import attempts, endpoints, files, jobs, tables, versions
 from registry.artifacts import ArtifactStore
+from registry.cached import CachedStore
 from registry.checkpoints import record_checkpoint
 from registry.database import Database
 from registry.garbage import Collector, digests_in
 from registry.manifests import VersionManifest, sha256
+from registry.moves import Target
+from registry.objects import Objects
 from registry.resources import add_resource
 from registry.versions import Version
 from tests.unit.registry.conftest import BASE, TENANT
@@ -26,12 +30,20 @@ DAY = 24 * 3600.0
 
 
 class Yard:
-    """A registry and a store whose artifacts are all old."""
+    """A registry and a store whose artifacts are all old.
 
-    def __init__(self, database: Database, folder: Path) -> None:
+    Args:
+        mount: where an object store keeps them, of which ``folder`` is the cache then.
+    """
+
+    def __init__(self, database: Database, folder: Path, mount: Path | None) -> None:
         self.database = database
         self.folder = folder
         self.store = ArtifactStore(folder)
+        if mount is not None:
+            mount.mkdir()
+            self.store = CachedStore(folder, Objects(f"file://{mount}", 1), 2**20)
+        self._kept = mount or folder
         self.count = 0
 
     def put(self, data: bytes | None = None) -> str:
@@ -43,10 +55,13 @@ class Yard:
 
     def age(self, digest: str, seconds: float = 2 * DAY) -> None:
         then = time.time() - seconds
-        os.utime(self.folder / digest[:2] / digest, (then, then))
+        place = self._kept / digest[:2] / digest
+        for file in (place, *place.glob("*")):
+            with suppress(FileNotFoundError):  # a copy may be gone where there is a newer one
+                os.utime(file, (then, then))
 
     def kept(self) -> set[str]:
-        return {path.name for path in self.folder.glob("??/*")}
+        return {path.name for path in self._kept.glob("??/*")}
 
     def collect(self, grace: float = DAY, *, dry_run: bool = False) -> int:
         return Collector(self.database, self.store).collect(grace, dry_run=dry_run).count
@@ -60,19 +75,26 @@ class Yard:
         with self.database.write() as connection:
             versions.delete_version(connection, TENANT, version.id, actor="ada")
 
-    def job(self, **request: Any) -> attempts.Claim:
+    def job(self, endpoint: str | None = None, **request: Any) -> attempts.Claim:
         with self.database.write() as connection:
             job = jobs.submit_job(
-                connection, TENANT, "edit", base="atlas", request=request, actor="me"
+                connection,
+                TENANT,
+                "edit",
+                base="atlas",
+                request=request,
+                actor="me",
+                endpoint=endpoint,
             )
             claim = attempts.claim(connection, job.id, 1, "worker", 60)
         assert claim is not None
         return claim
 
 
-@pytest.fixture
-def yard(database: Database, tmp_path: Path) -> Yard:
-    return Yard(database, tmp_path / "artifacts")
+@pytest.fixture(params=["folder", "objects"])
+def yard(database: Database, tmp_path: Path, request: pytest.FixtureRequest) -> Yard:
+    mount = tmp_path / "mount" if request.param == "objects" else None
+    return Yard(database, tmp_path / "artifacts", mount)
 
 
 def test_what_nothing_names_goes_and_is_counted(yard: Yard) -> None:
@@ -144,6 +166,30 @@ def test_a_job_keeps_what_it_names_until_it_ends(yard: Yard) -> None:
     assert yard.kept() == {rows, state}
     with yard.database.write() as connection:
         jobs.cancel_job(connection, TENANT, claim.job.id, actor="ada")
+    yard.collect()
+    assert yard.kept() == set()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_deleted_version_stays_while_a_job_works_on_it(yard: Yard, named: bool) -> None:
+    """What the job makes will stand on its deltas, which nobody puts again."""
+    delta, edits = yard.put(), yard.put()
+    version, base = yard.version(stack=(delta,), edits=edits), yard.version()
+    request = {"versions": [{"id": version.id}]} if named else {}
+    endpoint = None if named else "facts"
+    with yard.database.write() as connection:
+        endpoints.create_endpoint(connection, TENANT, "facts", (Target(version.id),), actor="ada")
+    claim = yard.job(endpoint, **request)
+    with yard.database.write() as connection:
+        moved = (Target(base.id),)
+        endpoints.move_endpoint(
+            connection, TENANT, "facts", moved, generation=1, kind="set", actor="ada"
+        )
+    yard.delete(version)
+    yard.collect()
+    assert yard.kept() == {delta, edits}
+    with yard.database.write() as connection:
+        attempts.cancel(connection, claim)
     yard.collect()
     assert yard.kept() == set()
 

@@ -12,7 +12,6 @@ import torch
 
 from editing.deltas import Delta
 from registry import attempts, endpoints, jobs, versions
-from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.bootstrap import bootstrap
 from registry.database import Database
@@ -20,6 +19,7 @@ from registry.errors import ErrataError
 from registry.jobs import Job
 from registry.manifests import EditRequest, canonical_json
 from registry.settings import Settings
+from registry.stores import open_store
 from registry.versions import Version
 from workers.run import KINDS
 from workers.work import LoadedBases, Work
@@ -37,7 +37,7 @@ class Room:
         found = find_bases(bases)
         self.settings = Settings(data=folder, bases=bases, covariance_tokens=3000, **settings)
         self.database = Database(self.settings.sql_url)
-        self.artifacts = ArtifactStore(self.settings.artifact_folder)
+        self.artifacts = open_store(self.settings)
         self.models = LoadedBases(found, "float32")
         bootstrap(self.database, found.values())
         for base in found:

@@ -10,13 +10,13 @@ import torch
 
 from editing.deltas import Effect
 from registry import attempts, jobs
-from registry.artifacts import ArtifactStore
 from registry.attempts import Claim
 from registry.bases import find_bases
 from registry.bootstrap import bootstrap
 from registry.database import Database
 from registry.manifests import VersionManifest
 from registry.settings import Settings
+from registry.stores import open_store
 from workers.examples import examples_of, recipe_of
 from workers.work import LoadedBases, Paused, Work
 
@@ -35,7 +35,7 @@ class Room:
         bases = find_bases("atlas")
         self.settings = Settings(data=folder, bases="atlas", lease_seconds=1)
         self.database = Database(self.settings.sql_url)
-        self.artifacts = ArtifactStore(self.settings.artifact_folder)
+        self.artifacts = open_store(self.settings)
         self.models = LoadedBases(bases, "float32")
         self.parent = VersionManifest(bases["atlas"].ref).id
         bootstrap(self.database, bases.values())

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from editing.deltas import Delta, Effect, compose
 from registry import attempts, jobs, versions
-from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.bootstrap import bootstrap
 from registry.database import Database
@@ -26,6 +25,7 @@ from registry.files import get_file
 from registry.jobs import Job
 from registry.manifests import BaseRef, EditRequest, VersionManifest, canonical_json, sha256
 from registry.settings import Settings
+from registry.stores import open_store
 from registry.versions import Version
 from tests.models import random_effect
 from workers.archives import open_upload
@@ -48,7 +48,7 @@ class Room:
     def __init__(self, folder: Path, models: LoadedBases) -> None:
         self.settings = Settings(data=folder, bases="atlas", covariance_tokens=2000)
         self.database = Database(self.settings.sql_url)
-        self.artifacts = ArtifactStore(self.settings.artifact_folder)
+        self.artifacts = open_store(self.settings)
         self.models = models
         self.base = find_bases("atlas")["atlas"]
         bootstrap(self.database, [self.base])
