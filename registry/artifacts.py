@@ -15,6 +15,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from registry import failpoints
 from registry.errors import ArtifactCorrupt, NotFound
 from registry.manifests import canonical_json, sha256
 from registry.rows import StoredRows
@@ -62,6 +63,7 @@ class ArtifactStore:
                     stream.write(chunk)
                 stream.flush()
                 os.fsync(stream.fileno())
+            failpoints.reach("artifact")
             path = self._path(found.hexdigest())
             path.parent.mkdir(exist_ok=True)
             with self._locked(fcntl.LOCK_SH):

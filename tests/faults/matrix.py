@@ -1,0 +1,151 @@
+"""The kill matrix: ``python -m tests.faults.matrix`` strikes a running service at every point.
+
+A run prepares an endpoint with a reader beside it, has a client ask for an edit, a move or a
+rollback, holds the process that comes to the point, strikes, and waits for the end; then it looks
+from outside at what is promised.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults.acts import Acted, perform, prepare
+from tests.faults.checks import ENDED, Verdict, judge
+from tests.faults.points import PLACES, Strike
+from tests.faults.reader import Reader
+from tests.faults.stage import Stage, wait_at_most
+from tests.faults.strikes import strike
+
+_END_SECONDS = 120.0
+_SEEN_SECONDS = 30.0
+COLUMNS = tuple(field.name for field in fields(Verdict))
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One run: what was done at the point, and what came of it."""
+
+    strike: Strike
+    verdict: Verdict
+    attempts: int
+    answers: int
+    refused: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.strike}: {self.seconds:.1f} s, {self.attempts} attempts,"
+            f" {self.answers} answers, {self.refused} refused"
+        )
+
+
+def strikes_at(place: str, postgres: bool) -> tuple[Strike, ...]:
+    """Those that can be done: connections are ended where the database is a server."""
+    return tuple(s for s in PLACES[place].strikes if postgres or s != "database")
+
+
+def run(stage: Stage, name: str, turn: int) -> Ran:
+    """One run at a place; ``turn`` chooses among its strikes."""
+    place, started = PLACES[name], time.monotonic()
+    possible = strikes_at(name, stage.sql.dialect.name == "postgresql")
+    how = possible[turn % len(possible)]
+    stage.runs += 1
+    endpoint = f"{name}-{stage.runs}"
+    version = prepare(stage, place.act, endpoint)
+    with Reader(stage.service.url, endpoint) as reader, ThreadPoolExecutor(1) as pool:
+        try:
+            wait_at_most(_SEEN_SECONDS, lambda: bool(reader.answers))
+            stage.arm(place.point, place.passes)
+            asked = pool.submit(perform, stage, place.act, endpoint, version)
+            strike(stage, how, stage.held(place.point), endpoint)
+            acted = asked.result()
+        finally:
+            stage.let_go()
+        attempts = _wait_for_the_end(stage, endpoint, acted, reader)
+    verdict = judge(stage, endpoint, acted, reader, may_fail=how == "disk")
+    seconds = time.monotonic() - started
+    return Ran(how, verdict, attempts, len(reader.answers), reader.refused, seconds)
+
+
+def _wait_for_the_end(stage: Stage, endpoint: str, acted: Acted, reader: Reader) -> int:
+    """Until the job has ended, if it ever does, the service is whole, and the reader has seen the
+    last move; the number of attempts."""
+    service, attempts = stage.service, 0
+    if acted.job is not None:
+        job_id = acted.job
+        wait_at_most(_END_SECONDS, lambda: service.job(job_id)["status"] in ENDED)
+        attempts = len(service.job(job_id)["attempts"])
+    service.wait_ready()
+    generation = service.get(f"/v1/endpoints/{endpoint}")["generation"]
+    wait_at_most(_SEEN_SECONDS, lambda: reader.has_seen(generation))
+    return attempts
+
+
+def main(
+    runs: Annotated[int, typer.Option(min=1, help="Runs a point.")] = 20,
+    points: Annotated[str, typer.Option(help="By commas; all by default.")] = "",
+    database: Annotated[
+        Literal["sqlite"], typer.Option(help="What keeps the registry.")
+    ] = "sqlite",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+) -> None:
+    """Strike a running service at every point, and count the promises that break.
+
+    Example: python -m tests.faults.matrix --runs 2 --points claimed,made --json faults.json
+    """
+    chosen = [name.strip() for name in points.split(",") if name.strip()] or list(PLACES)
+    unknown = sorted(set(chosen) - set(PLACES))
+    if unknown:
+        raise typer.BadParameter(f"no points: {', '.join(unknown)}; there are {', '.join(PLACES)}")
+    console = Console(highlight=False, soft_wrap=True)
+    counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-faults-"))
+        stage = stack.enter_context(Stage(Path(folder)))
+        console.print(f"disk: {'a tmpfs' if stage.mounted else 'RLIMIT_FSIZE'}")
+        for turn in range(runs):
+            for name in chosen:
+                ran = run(stage, name, turn)
+                console.print(f"{turn + 1}/{runs} {name}, {ran}")
+                broken = ran.verdict.broken
+                counts[name].update({"runs": 1} | dict.fromkeys(broken, 1))
+                if broken:
+                    console.print(json.dumps(broken, indent=1, default=list), markup=False)
+                    console.print(stage.service.log()[-3000:], markup=False)
+                if json_file is not None:
+                    json_file.write_text(json.dumps({"points": _figures(counts)}, indent=1) + "\n")
+    _show(console, counts)
+    if any(figures[column] for figures in _figures(counts).values() for column in COLUMNS):
+        sys.exit(1)
+
+
+def _figures(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    """For each point, its runs and in how many of them each promise broke."""
+    return {
+        name: {column: count[column] for column in ("runs", *COLUMNS)}
+        for name, count in counts.items()
+    }
+
+
+def _show(console: Console, counts: dict[str, Counter[str]]) -> None:
+    table = Table("point", "runs", *COLUMNS)
+    for name, figures in _figures(counts).items():
+        table.add_row(name, *map(str, figures.values()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
