@@ -65,6 +65,11 @@ class Service:
         }
 
     def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it and do not wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -73,7 +78,6 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
-        self.wait_ready()
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +30,15 @@ class Acted:
     generation: int | None = None
 
 
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and whether the request was sent again before it came."""
+
+    status: int
+    body: Any
+    again: bool
+
+
 def prepare(stage: Stage, act: Act, endpoint: str) -> str | None:
     """The endpoint that a run is about, and the version that a move will be to."""
     base = stage.service.base_version()
@@ -54,7 +62,7 @@ def perform(stage: Stage, act: Act, endpoint: str, version: str | None) -> Acted
             return Acted(None, version, _put(stage, endpoint, version, generation=1))
         case "rollback":
             path = f"/v1/endpoints/{endpoint}/rollback"
-            return Acted(None, version, _moved(stage, "POST", path, endpoint, 2, {}))
+            return Acted(None, version, _moved(stage, "POST", path, 2, {}))
 
 
 def _edit(stage: Stage, endpoint: str) -> str:
@@ -62,49 +70,38 @@ def _edit(stage: Stage, endpoint: str) -> str:
     hyperparameters = {**EDIT["hyperparameters"], "learning_rate": 0.3 + stage.runs / 1e4}
     body = {**EDIT, "endpoint": endpoint, "hyperparameters": hyperparameters}
     key = {"Idempotency-Key": endpoint}
-    response = _insist(stage, lambda client: client.post("/v1/edits", json=body, headers=key))
-    assert response.status_code == 202, response.text
-    job_id: str = response.json()["id"]
+    answer = insist(stage, "POST", "/v1/edits", json=body, headers=key)
+    assert answer.status == 202, answer.body
+    job_id: str = answer.body["id"]
     return job_id
 
 
 def _put(stage: Stage, endpoint: str, version: str, generation: int) -> int:
     path = f"/v1/endpoints/{endpoint}"
-    return _moved(stage, "PUT", path, endpoint, generation, {"version": version})
+    return _moved(stage, "PUT", path, generation, {"version": version})
 
 
-def _moved(
-    stage: Stage, method: str, path: str, endpoint: str, generation: int, body: dict[str, Any]
-) -> int:
-    """Move an endpoint once; its generation. A 412 to a request that is sent again says that the
-    one before it was done."""
+def _moved(stage: Stage, method: str, path: str, generation: int, body: dict[str, Any]) -> int:
+    """Move an endpoint once; the generation that it then has. A 412 to a request that is sent again
+    says that the one before it was done."""
     tag = {"If-Match": f'"{generation}"'}
-    sent = 0
-
-    def send(client: httpx.Client) -> httpx.Response:
-        nonlocal sent
-        sent += 1
-        return client.request(method, path, json=body, headers=tag)
-
-    response = _insist(stage, send)
-    assert response.status_code == 200 or (sent > 1 and response.status_code == 412), response.text
-    found: int = _insist(stage, lambda client: client.get(f"/v1/endpoints/{endpoint}")).json()[
-        "generation"
-    ]
-    return found
+    answer = insist(stage, method, path, json=body, headers=tag)
+    assert answer.status == 200 or (answer.again and answer.status == 412), answer.body
+    return generation + 1
 
 
-def _insist(stage: Stage, send: Callable[[httpx.Client], httpx.Response]) -> httpx.Response:
-    """The first answer that is none of a broken connection or a server's trouble."""
-    end = time.monotonic() + _SECONDS
+def insist(stage: Stage, method: str, path: str, **sent: Any) -> Answered:
+    """Send a request until an answer comes from a service that is well."""
+    end, again = time.monotonic() + _SECONDS, False
     with httpx.Client(base_url=stage.service.url, timeout=_SECONDS) as client:
         while True:
             try:
-                response = send(client)
+                response = client.request(method, path, **sent)
                 if response.status_code < 500:
-                    return response
+                    return Answered(response.status_code, response.json(), again)
                 told = response.text
             except httpx.TransportError as error:
                 told = repr(error)
             assert time.monotonic() < end, f"no answer in {_SECONDS:g} s: {told}"
             time.sleep(_PAUSE)
+            again = True

@@ -12,17 +12,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.acts import Acted, perform, prepare
+from tests.faults.acts import Acted, insist, perform, prepare
 from tests.faults.checks import ENDED, Verdict, judge
 from tests.faults.points import PLACES, Strike
 from tests.faults.reader import Reader
@@ -81,17 +83,16 @@ def run(stage: Stage, name: str, turn: int) -> Ran:
 
 
 def _wait_for_the_end(stage: Stage, endpoint: str, acted: Acted, reader: Reader) -> int:
-    """Until the job has ended, if it ever does, the service is whole, and the reader has seen the
-    last move; the number of attempts."""
-    service, attempts = stage.service, 0
+    """Until the job has ended, if it ever does, and the reader has seen the last move; the number
+    of attempts."""
+    job: dict[str, Any] = {"attempts": []}
     if acted.job is not None:
-        job_id = acted.job
-        wait_at_most(_END_SECONDS, lambda: service.job(job_id)["status"] in ENDED)
-        attempts = len(service.job(job_id)["attempts"])
-    service.wait_ready()
-    generation = service.get(f"/v1/endpoints/{endpoint}")["generation"]
+        path = f"/v1/jobs/{acted.job}"
+        wait_at_most(_END_SECONDS, lambda: insist(stage, "GET", path).body["status"] in ENDED)
+        job = insist(stage, "GET", path).body
+    generation = insist(stage, "GET", f"/v1/endpoints/{endpoint}").body["generation"]
     wait_at_most(_SEEN_SECONDS, lambda: reader.has_seen(generation))
-    return attempts
+    return len(job["attempts"])
 
 
 def main(
@@ -118,9 +119,8 @@ def main(
         console.print(f"disk: {'a tmpfs' if stage.mounted else 'RLIMIT_FSIZE'}")
         for turn in range(runs):
             for name in chosen:
-                ran = run(stage, name, turn)
-                console.print(f"{turn + 1}/{runs} {name}, {ran}")
-                broken = ran.verdict.broken
+                told, broken = _ran(stage, name, turn)
+                console.print(f"{turn + 1}/{runs} {name}, {told}")
                 counts[name].update({"runs": 1} | dict.fromkeys(broken, 1))
                 if broken:
                     console.print(json.dumps(broken, indent=1, default=list), markup=False)
@@ -130,6 +130,15 @@ def main(
     _show(console, counts)
     if any(figures[column] for figures in _figures(counts).values() for column in COLUMNS):
         sys.exit(1)
+
+
+def _ran(stage: Stage, name: str, turn: int) -> tuple[str, dict[str, Sequence[str]]]:
+    """What a run was, and what it broke; one that comes to no end has lost what it asked for."""
+    try:
+        ran = run(stage, name, turn)
+    except (AssertionError, httpx.HTTPError) as error:
+        return repr(error), {"lost": ["the run came to no end"]}
+    return str(ran), ran.verdict.broken
 
 
 def _figures(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:

@@ -39,7 +39,7 @@ def strike(stage: Stage, how: Strike, held: int, endpoint: str) -> None:
             below = service.kill_api()
             wait_for(lambda: all(is_gone(pid) for pid in below), 10)
             stage.let_go()
-            service.start()
+            service.launch()
         case "engine" | "worker" | "queue":
             pid = service.pid(how)
             service.kill(how)
