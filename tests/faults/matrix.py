@@ -71,6 +71,8 @@ def run(stage: Stage, name: str, turn: int) -> Ran:
         try:
             wait_at_most(_SEEN_SECONDS, lambda: bool(reader.answers))
             stage.arm(place.point, place.passes)
+            if place.also is not None:
+                stage.arm(place.also, 0)
             asked = pool.submit(perform, stage, place.act, endpoint, version)
             strike(stage, how, stage.held(place.point), endpoint)
             acted = asked.result()

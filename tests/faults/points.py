@@ -31,18 +31,20 @@ class Place:
         strikes: the first run at the point gets the first one, the next run the next one.
         act: what a client asks for.
         passes: how many times the point is passed before it holds.
+        also: a point at which somebody else is held as well.
     """
 
     point: Point
     strikes: tuple[Strike, ...]
     act: Act = "edit"
     passes: int = 0
+    also: Point | None = None
 
 
 PLACES: dict[str, Place] = {
     "submit-commit": Place("submit-commit", ("api", "database")),
     "submit-committed": Place("submit-committed", ("api", "queue", "wipe")),
-    "enqueued": Place("enqueued", ("api", "wipe", "queue", "database")),
+    "enqueued": Place("enqueued", ("api", "wipe", "queue", "database"), also="submit-committed"),
     "claimed": Place("claimed", ("horse", "worker", "wipe", "disk", "queue")),
     "progress": Place(
         "progress",

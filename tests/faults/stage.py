@@ -122,8 +122,9 @@ class Stage:
 
     def let_go(self) -> None:
         """Disarm every point, and let whoever is held go on."""
-        for file in self._points.iterdir():
-            file.unlink()
+        while files := list(self._points.iterdir()):  # one may just be getting its other name
+            for file in files:
+                file.unlink(missing_ok=True)
 
     def _holds(self, point: Point) -> list[Path]:
         return list(self._points.glob(f"{point}.*"))
