@@ -18,7 +18,7 @@ Strike = Literal[
     "database",  # every connection ended by pg_terminate_backend
     "disk",  # no byte is left where database, queue and artifacts lie
     "freeze",  # SIGSTOP of the work-horse until its attempt is given up
-    "zombie",  # SIGSTOP of worker and work-horse until the attempt is given up; both wake again
+    "zombie",  # SIGSTOP of worker and work-horse until another has done the job; both wake again
 ]
 
 

@@ -63,6 +63,7 @@ class Stage:
             ERRATA_TEXTS=str(texts),
             ERRATA_FACTS=str(facts),
             ERRATA_COVARIANCE_TOKENS="1000",
+            ERRATA_WORKERS="2",
             ERRATA_LEASE_SECONDS="1",
             ERRATA_MAX_ATTEMPTS="50",
         )
@@ -165,9 +166,15 @@ class Stage:
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
 
 
+def parent_of(pid: int) -> int:
+    """The pid of a process's parent."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("PPid:")[2].split()[0])
+
+
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has noticed yet."""
-    return not command_line(pid)
+    """Whether all threads of a process have ended, be it that nobody has noticed yet."""
+    return not command_line(pid) and len(list(Path(f"/proc/{pid}/task").glob("*"))) <= 1
 
 
 def wait_at_most(seconds: float, condition: Any) -> None:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 import httpx
 from sqlalchemy import text
 
 from tests.faults.points import Strike
-from tests.faults.stage import Stage, is_gone, wait_at_most
+from tests.faults.stage import Stage, is_gone, parent_of, wait_at_most
 from tests.service import wait_for
 from workers.connection import connect
 
@@ -40,13 +39,13 @@ def strike(stage: Stage, how: Strike, held: int, endpoint: str) -> None:
             wait_for(lambda: all(is_gone(pid) for pid in below), 10)
             stage.let_go()
             service.launch()
-        case "engine" | "worker" | "queue":
-            pid = service.pid(how)
-            service.kill(how)
-            wait_for(lambda: is_gone(pid), 10)
+        case "engine" | "queue":
+            _kill(service.pid(how))
+        case "worker":
+            _kill(parent_of(held))
+            wait_for(lambda: is_gone(held), 10)  # the work-horse that hangs on it
         case "horse":
-            os.kill(held, signal.SIGKILL)
-            wait_for(lambda: is_gone(held), 10)
+            _kill(held)
         case "wipe":
             with connect(stage.queue_url) as redis:
                 redis.flushall()
@@ -59,11 +58,13 @@ def strike(stage: Stage, how: Strike, held: int, endpoint: str) -> None:
                 time.sleep(_FULL_SECONDS)
         case "freeze":
             with _stopped(held):
-                wait_at_most(_GIVE_UP_SECONDS, _given_up(stage, endpoint))
+                wait_at_most(_GIVE_UP_SECONDS, lambda: "lost" in _outcomes(stage, endpoint))
         case "zombie":
-            with _stopped(service.pid("worker")):
+            with _stopped(parent_of(held)):
                 with _stopped(held):
-                    wait_at_most(_GIVE_UP_SECONDS, _given_up(stage, endpoint))
+                    wait_at_most(
+                        _GIVE_UP_SECONDS, lambda: "succeeded" in _outcomes(stage, endpoint)
+                    )
                     stage.let_go()
                 wait_at_most(_GIVE_UP_SECONDS, lambda: is_gone(held))
     stage.let_go()
@@ -79,17 +80,15 @@ def _stopped(pid: int) -> Iterator[None]:
             os.kill(pid, signal.SIGCONT)
 
 
-def _given_up(stage: Stage, endpoint: str) -> Callable[[], bool]:
-    """Whether the endpoint's job has lost an attempt."""
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: is_gone(pid), 10)
 
-    def asked() -> bool:
-        client = stage.service.client
-        try:
-            jobs: list[dict[str, Any]] = client.get(
-                "/v1/jobs", params={"endpoint": endpoint}
-            ).json()["data"]
-        except httpx.HTTPError:
-            return False
-        return any(a["outcome"] == "lost" for job in jobs for a in job["attempts"])
 
-    return asked
+def _outcomes(stage: Stage, endpoint: str) -> list[str]:
+    """How the attempts at the endpoint's job stand."""
+    try:
+        jobs = stage.service.get(f"/v1/jobs?endpoint={endpoint}")["data"]
+    except httpx.HTTPError:
+        return []
+    return [attempt["outcome"] for job in jobs for attempt in job["attempts"]]
