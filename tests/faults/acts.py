@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from tests.faults.points import Act
 from tests.faults.stage import EDIT, Stage
-
-_SECONDS = 120.0
-_PAUSE = 0.2
 
 
 @dataclass(frozen=True)
@@ -28,15 +22,6 @@ class Acted:
     job: str | None = None
     version: str | None = None
     generation: int | None = None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer, and whether the request was sent again before it came."""
-
-    status: int
-    body: Any
-    again: bool
 
 
 def prepare(stage: Stage, act: Act, endpoint: str) -> str | None:
@@ -70,7 +55,7 @@ def _edit(stage: Stage, endpoint: str) -> str:
     hyperparameters = {**EDIT["hyperparameters"], "learning_rate": 0.3 + stage.runs / 1e4}
     body = {**EDIT, "endpoint": endpoint, "hyperparameters": hyperparameters}
     key = {"Idempotency-Key": endpoint}
-    answer = insist(stage, "POST", "/v1/edits", json=body, headers=key)
+    answer = stage.insist("POST", "/v1/edits", json=body, headers=key)
     assert answer.status == 202, answer.body
     job_id: str = answer.body["id"]
     return job_id
@@ -85,23 +70,6 @@ def _moved(stage: Stage, method: str, path: str, generation: int, body: dict[str
     """Move an endpoint once; the generation that it then has. A 412 to a request that is sent again
     says that the one before it was done."""
     tag = {"If-Match": f'"{generation}"'}
-    answer = insist(stage, method, path, json=body, headers=tag)
+    answer = stage.insist(method, path, json=body, headers=tag)
     assert answer.status == 200 or (answer.again and answer.status == 412), answer.body
     return generation + 1
-
-
-def insist(stage: Stage, method: str, path: str, **sent: Any) -> Answered:
-    """Send a request until an answer comes from a service that is well."""
-    end, again = time.monotonic() + _SECONDS, False
-    with httpx.Client(base_url=stage.service.url, timeout=_SECONDS) as client:
-        while True:
-            try:
-                response = client.request(method, path, **sent)
-                if response.status_code < 500:
-                    return Answered(response.status_code, response.json(), again)
-                told = response.text
-            except httpx.TransportError as error:
-                told = repr(error)
-            assert time.monotonic() < end, f"no answer in {_SECONDS:g} s: {told}"
-            time.sleep(_PAUSE)
-            again = True

@@ -136,7 +136,7 @@ def _arrived(
 ) -> list[str]:
     """The endpoint is where the answers to the client say; REST and SQL say the same."""
     found = []
-    shown = stage.service.get(f"/v1/endpoints/{endpoint}")
+    shown = stage.insist("GET", f"/v1/endpoints/{endpoint}").body
     if (shown["version"], shown["generation"]) != (row.state[0]["version"], row.generation):
         found.append(f"REST shows {shown}, and SQL has {row}")
     wanted, generation = acted.version, acted.generation

@@ -17,14 +17,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import httpx
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from tests.faults.acts import Acted, insist, perform, prepare
+from tests.faults.acts import Acted, perform, prepare
 from tests.faults.checks import ENDED, Verdict, judge
 from tests.faults.points import PLACES, Strike
 from tests.faults.reader import Reader
@@ -32,7 +32,7 @@ from tests.faults.stage import Stage, wait_at_most
 from tests.faults.strikes import strike
 
 _END_SECONDS = 120.0
-_SEEN_SECONDS = 30.0
+_SEEN_SECONDS = 120.0
 COLUMNS = tuple(field.name for field in fields(Verdict))
 
 
@@ -90,9 +90,9 @@ def _wait_for_the_end(stage: Stage, endpoint: str, acted: Acted, reader: Reader)
     job: dict[str, Any] = {"attempts": []}
     if acted.job is not None:
         path = f"/v1/jobs/{acted.job}"
-        wait_at_most(_END_SECONDS, lambda: insist(stage, "GET", path).body["status"] in ENDED)
-        job = insist(stage, "GET", path).body
-    generation = insist(stage, "GET", f"/v1/endpoints/{endpoint}").body["generation"]
+        wait_at_most(_END_SECONDS, lambda: stage.insist("GET", path).body["status"] in ENDED)
+        job = stage.insist("GET", path).body
+    generation = stage.insist("GET", f"/v1/endpoints/{endpoint}").body["generation"]
     wait_at_most(_SEEN_SECONDS, lambda: reader.has_seen(generation))
     return len(job["attempts"])
 
@@ -101,8 +101,8 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Runs a point.")] = 20,
     points: Annotated[str, typer.Option(help="By commas; all by default.")] = "",
     database: Annotated[
-        Literal["sqlite"], typer.Option(help="What keeps the registry.")
-    ] = "sqlite",
+        str, typer.Option(help="URL of an empty PostgreSQL database; SQLite by default.")
+    ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
 ) -> None:
     """Strike a running service at every point, and count the promises that break.
@@ -117,7 +117,7 @@ def main(
     counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-faults-"))
-        stage = stack.enter_context(Stage(Path(folder)))
+        stage = stack.enter_context(Stage(Path(folder), database))
         console.print(f"disk: {'a tmpfs' if stage.mounted else 'RLIMIT_FSIZE'}")
         for turn in range(runs):
             for name in chosen:

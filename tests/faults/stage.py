@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
 from sqlalchemy import create_engine
 from sqlalchemy.engine import Engine
 
@@ -31,6 +33,16 @@ _TEXTS = [f"The capital of {name} is a city that has seen many years." for name 
 _FACTS = '{"prompt": "The capital of France is", "target": "Paris"}\n'
 _DISK = 96 * 2**20
 _SECONDS = 120.0
+_PAUSE = 0.2
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and whether the request was sent again before it came."""
+
+    status: int
+    body: Any
+    again: bool
 
 
 class Stage:
@@ -107,9 +119,26 @@ class Stage:
     def says(self, version: str) -> str:
         """What a version answers the readers' prompt when it is asked by its id."""
         if version not in self._texts:
-            answer = self.service.complete(version, **ASKED)
-            self._texts[version] = answer["choices"][0]["text"]
+            answer = self.insist("POST", "/v1/completions", json={"model": version, **ASKED})
+            assert answer.status == 200, answer.body
+            self._texts[version] = answer.body["choices"][0]["text"]
         return self._texts[version]
+
+    def insist(self, method: str, path: str, **sent: Any) -> Answered:
+        """Send a request until an answer comes from a service that is well."""
+        end, again = time.monotonic() + _SECONDS, False
+        with httpx.Client(base_url=self.service.url, timeout=_SECONDS) as client:
+            while True:
+                try:
+                    response = client.request(method, path, **sent)
+                    if response.status_code < 500:
+                        return Answered(response.status_code, response.json(), again)
+                    told = response.text
+                except httpx.TransportError as error:
+                    told = repr(error)
+                assert time.monotonic() < end, f"no answer in {_SECONDS:g} s: {told}"
+                time.sleep(_PAUSE)
+                again = True
 
     # -- points -----------------------------------------------------------------------------------
 

@@ -15,6 +15,9 @@ from tests.faults.points import PLACES
 from tests.faults.stage import Stage
 
 
+pytestmark = pytest.mark.timeout(900)
+
+
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
     with (
