@@ -14,7 +14,6 @@ from tests.faults.matrix import run
 from tests.faults.points import PLACES
 from tests.faults.stage import Stage
 
-
 pytestmark = pytest.mark.timeout(900)
 
 
