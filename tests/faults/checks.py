@@ -35,7 +35,7 @@ def judge(stage: Stage, endpoint: str, acted: Acted, reader: Reader, may_fail: b
     """Look at everything that a run left.
 
     Args:
-        may_fail: whether the strike may be a reason for a job to end as failed.
+        may_fail: whether the strike is a reason for a job to end as failed.
     """
     with stage.sql.connect() as connection:
         jobs = _rows(connection, tables.jobs, endpoint=endpoint)
