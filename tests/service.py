@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 JOB_SECONDS = 180.0
 
 #: An edit that takes seconds: it may not stop early, so that a kill lands in the middle of it.
