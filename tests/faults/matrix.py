@@ -30,6 +30,7 @@ from tests.faults.points import PLACES, Strike
 from tests.faults.reader import Reader
 from tests.faults.stage import Stage, wait_at_most
 from tests.faults.strikes import strike
+from tests.servers import PostgresServer
 
 _END_SECONDS = 120.0
 _SEEN_SECONDS = 120.0
@@ -101,7 +102,8 @@ def main(
     runs: Annotated[int, typer.Option(min=1, help="Runs a point.")] = 20,
     points: Annotated[str, typer.Option(help="By commas; all by default.")] = "",
     database: Annotated[
-        str, typer.Option(help="URL of an empty PostgreSQL database; SQLite by default.")
+        str,
+        typer.Option(help="`postgres` (one is started) or an empty one's URL; SQLite by default."),
     ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
 ) -> None:
@@ -117,6 +119,9 @@ def main(
     counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-faults-"))
+        if database == "postgres":
+            server = stack.enter_context(PostgresServer())
+            database = server.url(server.new_database())
         stage = stack.enter_context(Stage(Path(folder), database))
         console.print(f"disk: {'a tmpfs' if stage.mounted else 'RLIMIT_FSIZE'}")
         for turn in range(runs):
