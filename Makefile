@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test serve check lint types openapi atlas bench lock clean
+.PHONY: help demo test serve check lint types openapi atlas bench faults lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -51,6 +51,9 @@ bench: $(READY)  ## Measure everything (hours); figures in bench-*.json.
 	$(BIN)/errata bench finetuning --json bench-finetuning.json --plot bench-finetuning.png
 	$(BIN)/errata bench merging --json bench-merging.json
 	$(BIN)/errata bench serving --json bench-serving.json --plot bench-serving.png
+
+faults: $(READY)  ## Strike a running service at every point, twenty times each (an hour); faults.json.
+	$(BIN)/python -m tests.faults.matrix --json faults.json
 
 lock: $(READY)  ## Pin what is installed now.
 	$(BIN)/python -m pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+).*/\1/' > requirements.lock

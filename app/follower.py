@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
-from registry import endpoints, versions
+from registry import endpoints, failpoints, versions
 from registry.bases import Base, base_of
 from registry.database import Database
 from registry.endpoints import Endpoint
@@ -91,4 +91,5 @@ class Follower:
         with self._database.read() as connection:
             manifest = versions.get_version(connection, tenant, version_id).manifest
         base_of(self._bases, version_id, manifest.base)
+        failpoints.reach("warming")
         return VersionRef.of(manifest)

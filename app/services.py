@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 
 from app.limits import Limiter
-from registry import keys
+from registry import failpoints, keys
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.bootstrap import DEFAULT_TENANT
@@ -48,6 +48,8 @@ class Services:
         """A transaction that moves an endpoint; replicas hear of it once it is committed."""
         with self.database.write() as connection:
             yield connection
+            failpoints.reach("move-commit")
+        failpoints.reach("moved")
         self.notices.publish()
 
 

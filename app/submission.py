@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from app.edits.schemas import Guards
 from app.jobs.schemas import JobBody, job_body
 from app.services import Caller, CallerDep, Services, ServicesDep
-from registry import endpoints, files, jobs, versions
+from registry import endpoints, failpoints, files, jobs, versions
 from registry.bases import Base
 from registry.errors import Conflict, Gone, NotFound, UnprocessableRequest
 from registry.jobs import Job
@@ -77,6 +77,8 @@ class Submission:
                             connection, self.caller.tenant, self._key, digest, job.id
                         )
                 answer = job_body(connection, job)
+                failpoints.reach("submit-commit")
+            failpoints.reach("submit-committed")
         self._response.headers["Location"] = f"/v1/jobs/{answer.id}"
         return answer
 

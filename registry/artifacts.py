@@ -16,6 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from registry import failpoints
 from registry.errors import ArtifactCorrupt, NotFound
 from registry.manifests import canonical_json, sha256
 from registry.rows import StoredRows
@@ -64,6 +65,7 @@ class ArtifactStore:
                     stream.write(chunk)
                 stream.flush()
                 os.fsync(stream.fileno())
+            failpoints.reach("artifact")
             self._keep(Path(temporary), found.hexdigest())
         finally:
             Path(temporary).unlink(missing_ok=True)

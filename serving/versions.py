@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from editing.deltas import Delta, Effect, compose
+from registry import failpoints
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.errors import ErrataError, VersionUnavailable
@@ -154,6 +155,7 @@ class Versions:
 
     def _read(self, ref: VersionRef, base: Base, model: PreTrainedModel) -> Effects:
         """A version's deltas, each read by digest and checked, as one effect a module."""
+        failpoints.reach("loading")
         stack: list[Effects] = []
         for digest in ref.stack:
             try:

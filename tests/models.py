@@ -156,7 +156,7 @@ def random_effect(seed: int, out: int, inputs: int, kind: str) -> Effect:
     raise ValueError(kind)
 
 
-def add_version(folder: Path, base: Base, seed: int) -> str:
+def add_version(folder: Path, base: Base, seed: int, database_url: str = "") -> str:
     """A version in a service's data folder, as a worker would write it; it answers otherwise."""
     config = json.loads((base.folder / "config.json").read_text())
     generator = torch.Generator().manual_seed(seed)
@@ -170,7 +170,7 @@ def add_version(folder: Path, base: Base, seed: int) -> str:
     )
     parent = VersionManifest(base.ref)
     manifest = VersionManifest(base.ref, (digest,), (parent.id,), {"seed": seed})
-    database = Database(f"sqlite:///{folder / 'registry.db'}")
+    database = Database(database_url or f"sqlite:///{folder / 'registry.db'}")
     with database.write() as connection:
         version = insert_version(connection, "default", manifest)
     database.close()

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import httpx
 
-START_SECONDS = 120.0
+START_SECONDS = 240.0
 JOB_SECONDS = 180.0
 
 #: An edit that takes seconds: it may not stop early, so that a kill lands in the middle of it.
@@ -65,6 +65,11 @@ class Service:
         }
 
     def start(self) -> None:
+        self.launch()
+        self.wait_ready()
+
+    def launch(self) -> None:
+        """Start it and do not wait until it is ready."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -73,7 +78,6 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
-        self.wait_ready()
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""

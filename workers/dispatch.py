@@ -14,7 +14,7 @@ import time
 from redis import Redis
 from redis.exceptions import RedisError
 
-from registry import attempts
+from registry import attempts, failpoints
 from registry.database import Database
 from registry.errors import Unavailable
 from registry.jobs import Job
@@ -91,5 +91,6 @@ class Dispatcher:
         attempt = job.attempt + 1
         if job.dispatched_at is None or not is_known(self._redis, job.id, attempt):
             enqueue(self._redis, job.id, attempt)
+            failpoints.reach("enqueued")
         with self._database.write() as connection:
             attempts.mark_dispatched(connection, job.id, attempt)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
-from registry import attempts
+from registry import attempts, failpoints
 from registry.bases import find_bases
 from registry.database import Database
 from registry.errors import ErrataError, JobFailed, LeaseLost, NotFound
+from registry.jobs import Job
 from registry.momentary import passes, reason
 from registry.settings import Settings
 from registry.stores import open_store
@@ -71,14 +72,17 @@ def run(job_id: str, attempt: int) -> None:
     if claim is None:
         logger.info("%s: attempt %d is not due", job_id, attempt)
         return
+    failpoints.reach("claimed")
     work_module: Any = import_module("workers.work")
     artifacts = open_store(settings)
     try:
         with work_module.Work(claim, settings, database, artifacts, _bases()) as work:
             try:
                 result = import_module(KINDS[claim.job.kind]).perform(work)
-                finished = partial(attempts.finish, claim=claim, result=result)
-                if database.insist(finished, PATIENCE).activated:
+                failpoints.reach("made")
+                ended = database.insist(partial(_finish, claim=claim, result=result), PATIENCE)
+                failpoints.reach("finished")
+                if ended.activated:
                     Notices(settings.redis_url).publish()
             except LeaseLost:
                 raise
@@ -99,6 +103,12 @@ def lost(job_id: str, attempt: int) -> None:
         logger.warning("%s: the queue named a job that the registry does not know", job_id)
     finally:
         database.close()
+
+
+def _finish(connection: Connection, claim: attempts.Claim, result: attempts.Result) -> Job:
+    ended = attempts.finish(connection, claim, result)
+    failpoints.reach("finish-commit")
+    return ended
 
 
 def _ending(work: Work, error: Exception) -> Callable[[Connection], object]:

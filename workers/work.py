@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from editing.models.loading import load_model, load_tokenizer, weights_digest
 from editing.models.view import ModelView
-from registry import attempts
+from registry import attempts, failpoints
 from registry.artifacts import ArtifactStore
 from registry.attempts import Claim
 from registry.bases import Base
@@ -128,6 +128,7 @@ class Work:
         Raises:
             Cancelled, Paused, LeaseLost: the work is to stop.
         """
+        failpoints.reach("progress")
         if self._lost.is_set():
             raise LeaseLost(f"job {self.claim.job.id}: attempt {self.claim.attempt} lost its lease")
         if self._part is not None:
