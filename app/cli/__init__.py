@@ -27,6 +27,8 @@ bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_h
 cli.add_typer(bench, name="bench")
 keys = typer.Typer(help="API keys: made, listed, revoked.", no_args_is_help=True)
 cli.add_typer(keys, name="keys")
+signing = typer.Typer(help="Keys that sign versions: made, shown, used.", no_args_is_help=True)
+cli.add_typer(signing, name="signing")
 
 Purpose = Literal["edits", "texts", "facts", "suite", "harm"]
 Format = Literal["peft", "huggingface", "errata"]
@@ -232,6 +234,45 @@ def revoke_key(
     from app.cli.keys import revoke
 
     revoke(Settings(), key, tenant)
+
+
+@signing.command("create")
+def create_signing_key(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub beside it.")],
+) -> None:
+    """Make a pair of keys. The private one is for workers, the public one for everybody.
+
+    Example: errata signing create release.key
+    """
+    from app.cli.signing import create
+
+    create(file)
+
+
+@signing.command("show")
+def show_signing_key(
+    file: Annotated[Path, typer.Argument(help="A private or a public key.")],
+) -> None:
+    """Print a key's id and its public part."""
+    from app.cli.signing import show
+
+    show(file)
+
+
+@signing.command("sign")
+def sign_versions(
+    file: Annotated[Path, typer.Argument(help="The private key.")],
+    versions: Annotated[list[str] | None, typer.Argument(help="Ids: ver_…")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version that is there.")] = False,
+    tenant: Annotated[str, typer.Option(help="Whose.")] = "default",
+) -> None:
+    """Sign versions that were made without a key, whether or not a service runs.
+
+    Example: errata signing sign release.key ver_…
+    """
+    from app.cli.signing import sign
+
+    sign(Settings(), file, versions or [], every, tenant)
 
 
 @bench.command("editing")
