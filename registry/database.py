@@ -10,8 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
@@ -20,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from registry import postgres, sqlite
 from registry.errors import InvalidRequest, NotFound, Unavailable
 from registry.momentary import reason
+from registry.schema import upgrade
 from registry.signing import SigningKey, Trust
 from registry.waiting import wait_for
 
@@ -106,11 +105,8 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision; safe when several processes start at once."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self.write() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            upgrade(connection)
 
     def close(self) -> None:
         self._engine.dispose()

@@ -180,6 +180,48 @@ def gc(
     run(Settings(), grace, dry_run)
 
 
+@cli.command()
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Where backups are; made if it is not there.")],
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Delete all backups of the folder but so many.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Take none; check those that are there.")
+    ] = False,
+) -> None:
+    """Back up registry and artifacts into a folder, whether or not a service runs.
+
+    Artifacts that an earlier backup in the folder holds are not copied again.
+
+    Example: errata backup /backups/errata --keep 14
+    """
+    from app.cli.backups import check, take
+
+    if verify:
+        check(folder)
+    else:
+        take(Settings(), folder, keep)
+
+
+@cli.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="Where backups are.")],
+    name: Annotated[
+        str | None, typer.Option("--backup", help="Which one; by default the newest.")
+    ] = None,
+) -> None:
+    """Fill an empty registry (ERRATA_DATA, ERRATA_DATABASE_URL) with a backup.
+
+    It may be another kind of database than the backup was taken of.
+
+    Example: ERRATA_DATA=/srv/errata errata restore /backups/errata
+    """
+    from app.cli.backups import restore as run
+
+    run(Settings(), folder, name)
+
+
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whom histories show.")],
