@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from registry.artifacts import ArtifactStore, Swept
+from registry.artifacts import TEMPORARY, ArtifactStore, Swept
 from registry.errors import ArtifactCorrupt, Conflict, NotFound
 from registry.manifests import canonical_json, sha256
 
@@ -113,7 +113,7 @@ class Backups:
 
     def add(self, backup: Backup) -> None:
         """Write a manifest, once all that it names is in the store; durable when it returns."""
-        temporary = self.folder / f".tmp-{backup.name}"
+        temporary = self.folder / f"{TEMPORARY}{backup.name}"
         with temporary.open("wb") as stream:
             stream.write(backup.to_bytes())
             stream.flush()
@@ -165,7 +165,8 @@ class Backups:
 
     @contextmanager
     def locked(self, *, write: bool) -> Iterator[None]:
-        """One writes at a time, and none while another reads. The folder is made for a writer.
+        """One writes at a time, and none while another reads. For a writer the folder is made, and
+        what one that was killed left half written is deleted.
 
         Raises:
             Conflict: somebody is at it. NotFound: there is no such folder.
@@ -179,9 +180,16 @@ class Backups:
         try:
             with _refusing(self.folder):
                 fcntl.flock(descriptor, (fcntl.LOCK_EX if write else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            if write:
+                self._clear()
             yield
         finally:
             os.close(descriptor)
+
+    def _clear(self) -> None:
+        for path in self.folder.glob(f"{TEMPORARY}*"):
+            path.unlink()
+        self.store.sweep(lambda _: True, float("inf"), dry_run=False)
 
 
 @contextmanager

@@ -353,6 +353,12 @@ def test_one_writes_at_a_time(backups: Backups, tmp_path: Path) -> None:
             pass
     with backups.locked(write=True), pytest.raises(Conflict), backups.locked(write=False):
         pass
+    left = [backups.folder / ".tmp-manifest", backups.folder / "artifacts" / ".tmp-rows"]
+    left[1].mkdir(parents=True)
+    left[0].touch()
+    (left[1] / "registry.db").touch()
+    with backups.locked(write=True):
+        assert not any(path.exists() for path in left)
     nowhere = Backups(tmp_path / "nowhere")
     with pytest.raises(NotFound), nowhere.locked(write=False):
         pass
