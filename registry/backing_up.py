@@ -141,8 +141,7 @@ def _put(connection: Connection, table: Table, store: ArtifactStore) -> TableRow
         query = select(table).order_by(*table.primary_key.columns)
         for row in connection.execution_options(yield_per=BATCH).execute(query):
             count += 1
-            body = json.dumps(dict(row._mapping), ensure_ascii=False, allow_nan=False)
-            yield body.encode() + b"\n"
+            yield json.dumps(dict(row._mapping)).encode() + b"\n"
 
     digest = store.put_chunks(lines())
     return TableRows(count, digest)

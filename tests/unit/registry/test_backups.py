@@ -87,7 +87,7 @@ def some_row(table: Table, number: int) -> dict[str, Any]:
         if column.nullable and number > 1:
             values[column.name] = None
         elif isinstance(column.type, JSON):
-            values[column.name] = {"z": [1, 0.1 + 0.2, None, True], "ä": "\n\"é'"}
+            values[column.name] = {"z": [1, 0.1 + 0.2, None, True], "ä": "\n\"é'\ud800"}
         elif isinstance(column.type, Boolean):
             values[column.name] = number == 1
         elif isinstance(column.type, Integer):
