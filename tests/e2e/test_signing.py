@@ -56,23 +56,6 @@ class Strict(Service):
     def database(self) -> Database:
         return Database(f"sqlite:///{self.folder / 'registry.db'}")
 
-    def edited(self, **body: Any) -> dict[str, Any]:
-        posted = self.post_edit(
-            edits=[capital_edit("France", "Oslo")],
-            hyperparameters={"steps": 15},
-            guards=LENIENT,
-            **body,
-        )
-        job = self.ended(posted["id"])
-        assert job["status"] == "succeeded", job
-        return job
-
-    def version(self) -> str:
-        """A new one, on no endpoint."""
-        job = self.edited(parent=self.base_version())
-        version: str = job["version"]
-        return version
-
     def drop_signatures(self, version: str) -> None:
         """As who may write to the database can."""
         table, database = tables.signatures, self.database()
@@ -98,52 +81,72 @@ def refused(answer: httpx.Response, status: int, code: str) -> str:
     return error["message"]
 
 
-def test_an_edit_is_signed_and_served(strict: Strict) -> None:
-    job = strict.edited(endpoint="atlas")
-    assert (job["activated"], job["reason"]) == (True, None)
+@pytest.fixture(scope="module")
+def job(strict: Strict) -> dict[str, Any]:
+    """An edit of the endpoint, which was rolled back afterwards."""
+    posted = strict.post_edit(
+        endpoint="atlas",
+        edits=[capital_edit("France", "Oslo")],
+        hyperparameters={"steps": 15},
+        guards=LENIENT,
+    )
+    job = strict.ended(posted["id"])
+    assert (job["status"], job["activated"], job["reason"]) == ("succeeded", True, None), job
+    assert strict.text("atlas", PROMPT).startswith("Oslo")
+    assert strict.client.post("/v1/endpoints/atlas/rollback").status_code == 200
+    return job
+
+
+@pytest.fixture
+def version(strict: Strict, job: dict[str, Any]) -> str:
+    """Signed by the key that is trusted, whatever was done to its signatures before."""
+    strict.command("signing", "sign", "release.key", job["version"])
+    made: str = job["version"]
+    return made
+
+
+def test_an_edit_is_signed_and_served(strict: Strict, job: dict[str, Any]) -> None:
     (signature,) = strict.get(f"/v1/versions/{job['version']}")["signatures"]
     assert signature["trusted"]
     assert signature["keyid"] == read_private(strict.keys / "release.key").public.id
+    assert strict.text(job["version"], PROMPT).startswith("Oslo")
+    assert strict.text("base_atlas", PROMPT).startswith("Paris")
+    assert strict.text("atlas", PROMPT).startswith("Paris")
+
+
+def test_a_version_whose_signature_does_not_count_is_used_nowhere(
+    strict: Strict, version: str
+) -> None:
+    forward = {"to_generation": 2}
+    assert strict.client.post("/v1/endpoints/atlas/rollback", json=forward).status_code == 200
     assert strict.text("atlas", PROMPT).startswith("Oslo")
-    assert strict.ask("base_atlas").status_code == 200
+    create_key(strict.keys / "stranger.key")
+    for signed_by_a_stranger in (False, True):
+        strict.drop_signatures(version)
+        if signed_by_a_stranger:
+            strict.command("signing", "sign", "stranger.key", version)
+        told = refused(strict.ask("atlas"), 503, "version_unavailable")
+        assert version in told
+        assert "ERRATA_REQUIRE_SIGNATURES" in told
+        refused(strict.ask(version), 503, "version_unavailable")
+        signatures = strict.get(f"/v1/versions/{version}")["signatures"]
+        assert [s["trusted"] for s in signatures] == [False] * signed_by_a_stranger
+    edit = {"endpoint": "atlas", "edits": [capital_edit("Peru", "Oslo")]}
+    refused(strict.client.post("/v1/edits", json=edit), 409, "version_untrusted")
     assert strict.client.post("/v1/endpoints/atlas/rollback").status_code == 200
     assert strict.text("atlas", PROMPT).startswith("Paris")
-
-
-@pytest.mark.parametrize("how", ["deleted", "by another key"])
-def test_a_version_whose_signature_does_not_count_is_used_nowhere(strict: Strict, how: str) -> None:
-    job = strict.edited(endpoint="atlas")
-    version = job["version"]
-    strict.drop_signatures(version)
-    stranger = strict.keys / f"{how.split()[0]}.key"
-    create_key(stranger)
-    if how == "by another key":
-        strict.command("signing", "sign", stranger.name, version)
-    told = refused(strict.ask("atlas"), 503, "version_unavailable")
-    assert version in told
-    assert "ERRATA_REQUIRE_SIGNATURES" in told
-    refused(strict.ask(version), 503, "version_unavailable")
-    assert strict.client.post("/v1/endpoints/atlas/rollback").status_code == 200
-    assert strict.text("atlas", PROMPT).startswith("Paris")
+    undone = strict.client.post("/v1/endpoints/atlas/rollback", json=forward)
+    refused(undone, 409, "version_untrusted")
     put = strict.client.put("/v1/endpoints/other", json={"version": version}, headers=FORM)
     refused(put, 409, "version_untrusted")
-    undone = strict.client.post("/v1/endpoints/atlas/rollback", json={"to_generation": 10**6})
-    assert undone.status_code == 409
-    generation = strict.get("/v1/endpoints/atlas")["generation"]
-    back = {"to_generation": generation - 1}
-    refused(strict.client.post("/v1/endpoints/atlas/rollback", json=back), 409, "version_untrusted")
-    edits = {"parent": version, "edits": [capital_edit("Peru", "Oslo")]}
-    refused(strict.client.post("/v1/edits", json=edits), 409, "version_untrusted")
     export = strict.client.post(f"/v1/versions/{version}/export", json={"format": "errata"})
     refused(export, 409, "version_untrusted")
-    assert not any(s["trusted"] for s in strict.get(f"/v1/versions/{version}")["signatures"])
     strict.command("signing", "sign", "release.key", version)
     assert strict.ask(version).status_code == 200
 
 
-def test_a_row_that_nobody_made_here_is_no_version(strict: Strict) -> None:
-    """Put in by hand: of deltas that are there, or under the id of a version that is signed."""
-    version = strict.version()
+def test_a_row_that_nobody_made_here_is_no_version(strict: Strict, version: str) -> None:
+    """Put in by hand, of deltas that are there, with the signature of the version that has them."""
     database, table = strict.database(), tables.versions
     with database.write() as connection:
         row = dict(connection.execute(select(table).where(table.c.id == version)).one()._mapping)
@@ -151,9 +154,9 @@ def test_a_row_that_nobody_made_here_is_no_version(strict: Strict) -> None:
         values = {**row, "id": manifest.id, "job_id": None, "manifest": manifest.to_json()}
         del values["seq"]
         connection.execute(insert(table).values(values))
-        found = connection.execute(
-            select(tables.signatures).where(tables.signatures.c.version_id == version)
-        ).one()
+        of_it = tables.signatures.c.version_id == version
+        found = connection.execute(select(tables.signatures).where(of_it)).first()
+        assert found is not None
         copied = {**found._mapping, "version_id": manifest.id}
         del copied["seq"]
         connection.execute(insert(tables.signatures).values(copied))
@@ -161,8 +164,50 @@ def test_a_row_that_nobody_made_here_is_no_version(strict: Strict) -> None:
     refused(strict.ask(manifest.id), 503, "version_unavailable")
 
 
-def test_archives_bring_their_signatures(strict: Strict) -> None:
-    version = strict.version()
+def test_an_envelope_leaves_and_comes_back_signed(
+    strict: Strict, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict.drop_signatures(version)
+    strict.command("signing", "sign", "release.key", version)
+    monkeypatch.chdir(strict.keys)
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
+    names: dict[str, Any] = {"version": version}
+    exec(compile(code.replace("http://127.0.0.1:8000", strict.url), "signing.md", "exec"), names)
+    envelope = names["envelope"]
+    assert len(envelope["signatures"]) == 1
+    strict.drop_signatures(version)
+    refused(strict.ask(version), 503, "version_unavailable")
+    path = f"/v1/versions/{version}/signatures"
+    manifest = VersionManifest.from_json(json.loads(base64.b64decode(envelope["payload"])))
+    foreign = create_key(strict.keys / "envelope.key").sign(manifest).to_json()
+    for param, body in (
+        ("signatures", {**envelope, "signatures": []}),
+        ("signatures.0", {**envelope, "signatures": [foreign]}),
+        (
+            "signatures.0",
+            {**envelope, "signatures": [{**envelope["signatures"][0], "sig": foreign["sig"]}]},
+        ),
+        ("signatures.0", {**envelope, "signatures": [{**foreign, "sig": "AAAA"}]}),
+        ("payload", {**envelope, "payload": base64.b64encode(b"{}").decode()}),
+        ("payload", {**envelope, "payload": "?"}),
+        ("payload", {**envelope, "payloadType": "text/plain"}),
+    ):
+        answer = strict.client.post(path, json=body)
+        refused(answer, 422, "signature_refused")
+        assert answer.json()["error"]["param"] == param
+    added = strict.client.post(path, json=envelope)
+    assert added.status_code == 201, added.text
+    assert [s["trusted"] for s in added.json()["signatures"]] == [True]
+    again = strict.client.post(path, json=envelope)
+    assert again.json()["signatures"] == added.json()["signatures"]
+    assert strict.ask(version).status_code == 200
+    entry, *_ = strict.get(f"/v1/audit?target={version}&action=version.sign")["data"]
+    assert entry["after"] == {"keyid": envelope["signatures"][0]["keyid"]}
+
+
+def test_archives_bring_their_signatures(strict: Strict, version: str) -> None:
+    strict.drop_signatures(version)
+    strict.command("signing", "sign", "release.key", version)
     path = f"/v1/versions/{version}/export"
     made = strict.ended(strict.client.post(path, json={"format": "errata"}).json()["id"])
     data = strict.client.get(f"/v1/files/{made['result_files'][0]}/content").content
@@ -210,46 +255,6 @@ def strict_manifest(data: bytes) -> dict[str, Any]:
     with ZipFile(io.BytesIO(data)) as archive:
         body: dict[str, Any] = json.loads(archive.read("errata.json"))["versions"][-1]
     return body
-
-
-def test_an_envelope_leaves_and_comes_back_signed(
-    strict: Strict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    version = strict.version()
-    monkeypatch.chdir(strict.keys)
-    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
-    names: dict[str, Any] = {"version": version}
-    exec(compile(code.replace("http://127.0.0.1:8000", strict.url), "signing.md", "exec"), names)
-    envelope = names["envelope"]
-    assert len(envelope["signatures"]) == 1
-    strict.drop_signatures(version)
-    refused(strict.ask(version), 503, "version_unavailable")
-    path = f"/v1/versions/{version}/signatures"
-    manifest = VersionManifest.from_json(json.loads(base64.b64decode(envelope["payload"])))
-    foreign = create_key(strict.keys / "envelope.key").sign(manifest).to_json()
-    for param, body in (
-        ("signatures", {**envelope, "signatures": []}),
-        ("signatures.0", {**envelope, "signatures": [foreign]}),
-        (
-            "signatures.0",
-            {**envelope, "signatures": [{**envelope["signatures"][0], "sig": foreign["sig"]}]},
-        ),
-        ("signatures.0", {**envelope, "signatures": [{**foreign, "sig": "AAAA"}]}),
-        ("payload", {**envelope, "payload": base64.b64encode(b"{}").decode()}),
-        ("payload", {**envelope, "payload": "?"}),
-        ("payload", {**envelope, "payloadType": "text/plain"}),
-    ):
-        answer = strict.client.post(path, json=body)
-        refused(answer, 422, "signature_refused")
-        assert answer.json()["error"]["param"] == param
-    added = strict.client.post(path, json=envelope)
-    assert added.status_code == 201, added.text
-    assert [s["trusted"] for s in added.json()["signatures"]] == [True]
-    again = strict.client.post(path, json=envelope)
-    assert again.json()["signatures"] == added.json()["signatures"]
-    assert strict.ask(version).status_code == 200
-    (entry,) = strict.get(f"/v1/audit?target={version}&action=version.sign")["data"]
-    assert entry["after"] == {"keyid": envelope["signatures"][0]["keyid"]}
 
 
 def test_the_private_key_is_in_no_log(strict: Strict) -> None:

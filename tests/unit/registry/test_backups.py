@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,7 +24,12 @@ from registry.garbage import Collector
 from registry.manifests import VersionManifest, canonical_json
 from registry.restoring import restore_backup
 from registry.schema import newest_schema, schema_of, upgrade
+from tests.servers import PostgresServer
 from tests.unit.registry.conftest import BASE, TENANT
+
+#: Where the kind of database matters: from it, and to it. Else SQLite does for both.
+from_both = pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
+to_both = pytest.mark.parametrize("other", ["sqlite", "postgresql"], indirect=True)
 
 
 class Site:
@@ -60,17 +66,32 @@ class Site:
         return self.folder / digest[:2] / digest
 
 
-@pytest.fixture
-def site(database: Database, tmp_path: Path) -> Site:
-    return Site(database, tmp_path / "artifacts")
-
-
-@pytest.fixture
-def other(tmp_path: Path) -> Iterator[Site]:
-    """With nothing in it, not even tables."""
-    database = Database(f"sqlite:///{tmp_path / 'other' / 'registry.db'}")
-    yield Site(database, tmp_path / "other" / "artifacts")
+@contextmanager
+def new_site(request: pytest.FixtureRequest, folder: Path) -> Iterator[Site]:
+    """Without any table; on SQLite, where the test does not ask for the other kind."""
+    url, name = f"sqlite:///{folder / 'registry.db'}", None
+    if getattr(request, "param", "sqlite") == "postgresql":
+        postgres: PostgresServer = request.getfixturevalue("postgres")
+        name = postgres.new_database()
+        url = postgres.url(name)
+    database = Database(url)
+    yield Site(database, folder / "artifacts")
     database.close()
+    if name is not None:
+        postgres.drop(name)
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with new_site(request, tmp_path / "site") as site:
+        site.database.migrate()
+        yield site
+
+
+@pytest.fixture
+def other(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
+    with new_site(request, tmp_path / "other") as site:
+        yield site
 
 
 @pytest.fixture
@@ -101,6 +122,8 @@ def some_row(table: Table, number: int) -> dict[str, Any]:
     return values
 
 
+@from_both
+@to_both
 def test_every_row_of_every_table_comes_back(site: Site, other: Site, backups: Backups) -> None:
     with site.database.write() as connection:
         for table in tables.metadata.sorted_tables:
@@ -116,6 +139,7 @@ def test_every_row_of_every_table_comes_back(site: Site, other: Site, backups: B
         assert schema_of(connection) == newest_schema()
 
 
+@to_both
 def test_what_is_added_after_a_restore_comes_after(
     site: Site, other: Site, backups: Backups
 ) -> None:
@@ -177,6 +201,7 @@ def test_old_backups_are_deleted_with_what_only_they_hold(site: Site, backups: B
     assert not backups.store.holds(gone.stack[0])
 
 
+@from_both
 def test_rows_are_those_of_one_moment(site: Site, backups: Backups) -> None:
     """A writer adds a job with its event and its entry; no backup has one without the others."""
     ended = threading.Event()
@@ -285,6 +310,7 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(
     assert other.rows() == site.rows()
 
 
+@to_both
 def test_a_registry_that_holds_something_is_left_alone(
     site: Site, other: Site, backups: Backups
 ) -> None:
@@ -307,6 +333,7 @@ def test_an_empty_registry_with_its_tables_is_filled(
     assert other.rows() == site.rows()
 
 
+@to_both
 def test_rows_that_do_not_fit_leave_nothing(site: Site, other: Site, backups: Backups) -> None:
     """The last table fails; those before it were filled in the same transaction."""
     site.version(b"a delta")
@@ -321,6 +348,7 @@ def test_rows_that_do_not_fit_leave_nothing(site: Site, other: Site, backups: Ba
     other.restore(backups, backup)
 
 
+@to_both
 def test_a_newer_schema_is_refused_and_an_older_one_brought_up(
     site: Site, other: Site, backups: Backups, tmp_path: Path
 ) -> None:
