@@ -18,6 +18,7 @@ from registry.bases import Base, base_of
 from registry.database import Database
 from registry.endpoints import Endpoint
 from registry.errors import ErrataError, Unavailable, VersionUnavailable
+from registry.signatures import check_servable
 from serving.client import EngineClient
 from serving.protocol import VersionRef
 from workers.notices import Notices
@@ -90,6 +91,7 @@ class Follower:
     def _ref(self, tenant: str, version_id: str) -> VersionRef:
         with self._database.read() as connection:
             manifest = versions.get_version(connection, tenant, version_id).manifest
+            check_servable(connection, tenant, manifest)
         base_of(self._bases, version_id, manifest.base)
         failpoints.reach("warming")
         return VersionRef.of(manifest)

@@ -24,6 +24,7 @@ from registry.bases import find_bases
 from registry.database import Database
 from registry.errors import InvalidRequest
 from registry.settings import Settings
+from registry.signing import Trust, signer_of
 from registry.stores import await_store, open_store
 from serving.client import EngineClient
 from workers.connection import connect, wait_for_queue
@@ -46,7 +47,8 @@ def serve(settings: Settings) -> None:
     """
     bases = find_bases(settings.bases)
     settings.data.mkdir(parents=True, exist_ok=True)
-    database = Database(settings.sql_url)
+    signer_of(settings)  # what a worker will ask for
+    database = Database(settings.sql_url, Trust.of(settings))
     database.wait(settings.wait_seconds)
     if settings.redis_url:
         wait_for_queue(settings.redis_url, settings.wait_seconds)

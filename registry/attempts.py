@@ -16,8 +16,17 @@ from typing import Any
 from sqlalchemy import Connection, func, insert, select, update
 
 from registry import audit, tables
+from registry.dsse import Signature
 from registry.endpoints import get_endpoint, move_endpoint
-from registry.errors import Conflict, ErrataError, GuardRejected, JobFailed, LeaseLost, NotFound
+from registry.errors import (
+    Conflict,
+    ErrataError,
+    GuardRejected,
+    JobFailed,
+    LeaseLost,
+    NotFound,
+    Untrusted,
+)
 from registry.files import ResultFile, add_file, result_file_id
 from registry.jobs import (
     CANCELLED,
@@ -73,6 +82,8 @@ class Result:
         steps: versions that the work made on the way to this one, oldest first.
         ancestors: what the version came from elsewhere, oldest first; what is not here is known
             from then on as a deleted version is.
+        signatures: by version, those that the version and its ancestors came with; None where the
+            version was made here.
     """
 
     manifest: VersionManifest | None = None
@@ -84,6 +95,7 @@ class Result:
     file: ResultFile | None = None
     steps: Sequence[VersionManifest] = ()
     ancestors: Sequence[VersionManifest] = ()
+    signatures: Mapping[str, Sequence[Signature]] | None = None
 
     @property
     def rejected_by(self) -> GuardResult | None:
@@ -244,14 +256,23 @@ def finish(connection: Connection, claim: Claim, result: Result) -> Job:
             connection, claim, "superseded", "endpoint moved; running again on its head"
         )
     _keep_file(connection, job, result.file)
+    brought = result.signatures or {}
     for ancestor in result.ancestors:
-        _insert_version(connection, job.tenant, ancestor, status=DELETED)
+        signed = brought.get(ancestor.id, ())
+        _insert_version(connection, job.tenant, ancestor, status=DELETED, signatures=signed)
     status = READY if rejected is None else REJECTED
     for step in result.steps:
         made = _insert_version(connection, job.tenant, step, status=status)
         told = {"kind": "step", "of": result.manifest.id}
         add_report(connection, job.tenant, made.id, job.id, told)
-    version = _insert_version(connection, job.tenant, result.manifest, status=status, job_id=job.id)
+    version = _insert_version(
+        connection,
+        job.tenant,
+        result.manifest,
+        status=status,
+        job_id=job.id,
+        signatures=None if result.signatures is None else brought.get(result.manifest.id, ()),
+    )
     if version.status == DELETED:
         version = set_status(connection, version, status)
     guards = [asdict(guard) for guard in result.guards]
@@ -388,6 +409,8 @@ def _activate(
         )
     except NotFound:
         return False, "endpoint_deleted"
+    except Untrusted as error:  # its worker has no key: it waits for whoever signs it
+        return False, error.code
     return True, None
 
 

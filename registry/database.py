@@ -10,8 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
@@ -20,6 +18,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from registry import postgres, sqlite
 from registry.errors import InvalidRequest, NotFound, Unavailable
 from registry.momentary import reason
+from registry.schema import upgrade
+from registry.signing import SigningKey, Trust
 from registry.waiting import wait_for
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ _DRIVERS: dict[str, ModuleType] = {
     "postgresql+psycopg": postgres,
 }
 _AGAIN_SECONDS = 1.0
+#: Where no signature is asked for.
+EVERYBODY = Trust()
 
 
 class Database:
@@ -38,16 +40,24 @@ class Database:
     What fails because the database is away for the moment raises Unavailable, from any transaction
     and at any statement of it; a commit that raises it may have been done.
 
+    Args:
+        trust: whose signatures count for versions that are used through this database.
+        signer: the key that signs the versions that are made through it.
+
     Raises:
         InvalidRequest: the URL is none, or of a database that this service does not work with.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(
+        self, url: str, trust: Trust = EVERYBODY, signer: SigningKey | None = None
+    ) -> None:
+        self.trust = trust
         self._url = _parsed(url)
         self._backend = _DRIVERS[self._url.drivername]
         self._engine: Engine = self._backend.open_engine(self._url)
-        self._reader = self._engine.execution_options(**self._backend.READER)
-        self._writer = self._engine.execution_options(**self._backend.WRITER)
+        signing = {"errata_trust": trust, "errata_signer": signer}
+        self._reader = self._engine.execution_options(**self._backend.READER, **signing)
+        self._writer = self._engine.execution_options(**self._backend.WRITER, **signing)
 
     def __str__(self) -> str:
         shown = {name: value for name, value in self._url.query.items() if name == "host"}
@@ -95,11 +105,8 @@ class Database:
 
     def migrate(self) -> None:
         """Bring the schema to the newest revision; safe when several processes start at once."""
-        config = Config()
-        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         with self.write() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            upgrade(connection)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -143,6 +150,18 @@ class Database:
                     f"a value is none that the database can hold: {reason(error.orig or error)}"
                 ) from error
             raise
+
+
+def trust_of(connection: Connection) -> Trust:
+    """Whose signatures count on a connection."""
+    trust: Trust = connection.get_execution_options().get("errata_trust", EVERYBODY)
+    return trust
+
+
+def signer_of(connection: Connection) -> SigningKey | None:
+    """The key that signs what is made on a connection, if there is one."""
+    signer: SigningKey | None = connection.get_execution_options().get("errata_signer")
+    return signer
 
 
 @contextmanager

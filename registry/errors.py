@@ -9,6 +9,7 @@
     ├── Forbidden                     403 permission_denied
     ├── NotFound                      404 not_found
     ├── Conflict                      409 conflict          (never worth a retry)
+    │   └── Untrusted                 409 version_untrusted
     ├── Gone                          410 gone
     ├── PreconditionFailed            412 precondition_failed
     ├── TooLarge                      413 request_too_large
@@ -110,6 +111,10 @@ class Conflict(ErrataError):
     status = 409
     type = "invalid_request_error"
     default_code = "conflict"
+
+
+class Untrusted(Conflict):
+    default_code = "version_untrusted"
 
 
 class Gone(ErrataError):

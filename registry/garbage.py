@@ -38,7 +38,11 @@ class Collector:
     def reached(self) -> set[str]:
         """The digests of all that may still be asked for."""
         with self._database.read() as connection:
-            waiting = set(roots(connection))
+            return self.closure(roots(connection))
+
+    def closure(self, named: Iterable[str]) -> set[str]:
+        """Digests, and all that the artifacts among them name."""
+        waiting = set(named)
         found: set[str] = set()
         while waiting:
             digest = waiting.pop()

@@ -101,6 +101,20 @@ class Settings(BaseSettings):
             " Redis and an object store that do not answer yet."
         ),
     )
+    signing_key: Path | None = Field(
+        None,
+        description="File of the private key with which workers sign every version that they make.",
+    )
+    trusted_keys: str = Field(
+        "",
+        description=(
+            "Public keys whose signatures count: files, or folders of `*.pub` and `*.pem`, by"
+            " commas."
+        ),
+    )
+    require_signatures: bool = Field(
+        False, description="Refuse every version that no trusted key has signed."
+    )
     runtime: Path | None = Field(
         None, description="Folder of the Unix sockets (a short path); empty: a temporary one."
     )

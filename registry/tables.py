@@ -80,6 +80,19 @@ reports = Table(
     Index("ix_reports_version", "tenant", "version_id"),
 )
 
+signatures = Table(
+    "signatures",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("tenant", String(64), nullable=False),
+    Column("version_id", String(64), nullable=False),
+    Column("keyid", String(64), nullable=False),
+    Column("sig", String(128), nullable=False),
+    Column("created_at", Float, nullable=False),
+    ForeignKeyConstraint(["tenant", "version_id"], ["versions.tenant", "versions.id"]),
+    Index("ix_signatures_version", "tenant", "version_id"),
+)
+
 endpoints = Table(
     "endpoints",
     metadata,

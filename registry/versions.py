@@ -11,9 +11,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from registry import audit, tables
-from registry.errors import Conflict, Gone, NotFound
+from registry.dsse import Signature
+from registry.errors import ArtifactCorrupt, Conflict, Gone, NotFound
 from registry.manifests import GuardResult, VersionManifest
 from registry.pages import Page
+from registry.signatures import add_signatures, check_trusted, sign
 
 READY, REJECTED, DELETED = "ready", "rejected", "deleted"
 
@@ -40,10 +42,17 @@ def insert_version(
     *,
     status: str = READY,
     job_id: str | None = None,
+    signatures: Iterable[Signature] | None = None,
 ) -> Version:
-    """Add a version. Adding the same base version again changes nothing."""
+    """Add a version. Adding the same base version again changes nothing.
+
+    Args:
+        signatures: those that it came with; one that came with none, not even an empty list, was
+            made here and is signed by this process's key, if it has one.
+    """
     found = _row(connection, tenant, manifest.id)
     if found is not None:
+        add_signatures(connection, tenant, manifest, signatures or ())
         return _version(found)
     now = time.time()
     connection.execute(
@@ -58,6 +67,10 @@ def insert_version(
             created_at=now,
         )
     )
+    if signatures is None:
+        sign(connection, tenant, manifest)
+    else:
+        add_signatures(connection, tenant, manifest, signatures)
     return Version(tenant, manifest, status, job_id, now)
 
 
@@ -66,6 +79,7 @@ def get_version(connection: Connection, tenant: str, version_id: str) -> Version
 
     Raises:
         NotFound: the tenant has no such version.
+        ArtifactCorrupt: the manifest that stands there is not the one that the id is the digest of.
     """
     row = _row(connection, tenant, version_id)
     if row is None:
@@ -73,18 +87,25 @@ def get_version(connection: Connection, tenant: str, version_id: str) -> Version
             f"version {version_id!r} does not exist; GET /v1/versions lists those that do",
             code="version_not_found",
         )
-    return _version(row)
+    version = _version(row)
+    if version.id != version_id:
+        raise ArtifactCorrupt(
+            f"version {version_id!r}: the manifest in the database is that of {version.id};"
+            " restore the database from a backup"
+        )
+    return version
 
 
 def get_kept_version(connection: Connection, tenant: str, version_id: str) -> Version:
     """The version of that id, if it can be loaded, whatever the guards said of it.
 
     Raises:
-        NotFound, Gone (deleted).
+        NotFound, Gone (deleted), Untrusted (no signature that is asked for).
     """
     version = get_version(connection, tenant, version_id)
     if version.status == DELETED:
         raise Gone(f"version {version_id!r} was deleted", code="version_deleted")
+    check_trusted(connection, tenant, version.manifest)
     return version
 
 
@@ -92,7 +113,7 @@ def get_ready_version(connection: Connection, tenant: str, version_id: str) -> V
     """The version of that id, if it may serve.
 
     Raises:
-        NotFound, Gone (deleted), Conflict (rejected by a guard).
+        NotFound, Gone (deleted), Conflict (rejected by a guard), Untrusted.
     """
     version = get_kept_version(connection, tenant, version_id)
     if version.status == REJECTED:
@@ -177,6 +198,15 @@ def list_versions(
         query = query.where(table.c.seq < row.seq)
     rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
     return Page(tuple(_version(row) for row in rows[:limit]), len(rows) > limit)
+
+
+def list_changed(connection: Connection, tenant: str) -> list[Version]:
+    """The versions that are there and change their base, oldest first. Raises ArtifactCorrupt."""
+    table = tables.versions
+    query = select(table.c.id).where(table.c.tenant == tenant, table.c.status != DELETED)
+    ids = connection.execute(query.order_by(table.c.seq)).scalars().all()
+    found = [get_version(connection, tenant, version_id) for version_id in ids]
+    return [version for version in found if version.manifest.stack]
 
 
 def lineage(connection: Connection, tenant: str, version_id: str) -> tuple[Version, ...]:

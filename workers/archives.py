@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from editing.exchange.config import LoraForm, read_config
@@ -20,17 +20,30 @@ from editing.exchange.names import (
 )
 from registry.archives import Archive
 from registry.bases import Base
+from registry.dsse import Signature
 from registry.errors import UnprocessableRequest
 from registry.garbage import digests_in
 from registry.manifests import BaseRef, VersionManifest, canonical_json
+from registry.signing import Trust
 
-__all__ = ["ERRATA", "PEFT", "PURPOSE", "History", "Upload", "check_base", "open_upload"]
+__all__ = [
+    "ERRATA",
+    "PEFT",
+    "PURPOSE",
+    "History",
+    "Upload",
+    "check_base",
+    "check_signed",
+    "open_upload",
+]
 
 FORMAT = "errata-archive-1"
 PURPOSE = "archive"
 #: Versions that an archive may hold: a stack's depth and more.
 VERSIONS = 10_000
 JSON_BYTES = 8 * 2**20
+#: Signatures that one version may bring.
+SIGNATURES = 16
 _ARTIFACT = re.compile(re.escape(ARTIFACTS) + r"([0-9a-f]{64})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"ver_[0-9a-f]{40}")
@@ -40,9 +53,10 @@ _BESIDE = ("README.md", MANIFEST)
 
 @dataclass(frozen=True)
 class History:
-    """A version and what it came from, ancestors first."""
+    """A version and what it came from, ancestors first, with the signatures of each by its id."""
 
     manifests: tuple[VersionManifest, ...]
+    signatures: Mapping[str, tuple[Signature, ...]] = field(default_factory=dict)
 
     @property
     def head(self) -> VersionManifest:
@@ -54,11 +68,17 @@ class History:
 
     def to_bytes(self) -> bytes:
         """The content of ``errata.json``."""
+        signed = {
+            version_id: [signature.to_json() for signature in made]
+            for version_id, made in self.signatures.items()
+            if made
+        }
         return canonical_json(
             {
                 "format": FORMAT,
                 "version": self.head.id,
                 "versions": [manifest.to_json() for manifest in self.manifests],
+                "signatures": signed,
             }
         )
 
@@ -158,11 +178,35 @@ def check_base(history: History, bases: Mapping[str, Base]) -> Base:
     return base
 
 
+def check_signed(history: History, trust: Trust) -> None:
+    """Look at the signatures of trusted keys; those of others are kept as they are.
+
+    Raises:
+        UnprocessableRequest: one is of other bytes, or the head has none and needs one.
+    """
+    for manifest in history.manifests:
+        for signature in history.signatures.get(manifest.id, ()):
+            if signature.keyid in trust.keys and not trust.counts(manifest, signature):
+                raise _refused(
+                    f"the signature by {signature.keyid} of version {manifest.id} is not of this"
+                    " version; export it again"
+                )
+    head = history.head
+    if not trust.accepts(head, history.signatures.get(head.id, ())):
+        raise UnprocessableRequest(
+            f"file: no key that this service trusts signed version {head.id}, and it asks for that"
+            " (ERRATA_REQUIRE_SIGNATURES); have it signed where it was made, and export it again",
+            param="file",
+            code="archive_untrusted",
+        )
+
+
 def _history(data: bytes) -> History:
     try:
         body = json.loads(data, parse_constant=_no_constant)
         manifests = tuple(_manifest(entry) for entry in _fields(body)["versions"])
         ids = [manifest.id for manifest in manifests]
+        signatures = _signatures(body.get("signatures", {}), ids)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _refused(f"{MANIFEST} is damaged: {error!r:.200}") from None
     if body.get("format") != FORMAT:
@@ -178,7 +222,16 @@ def _history(data: bytes) -> History:
                 f"{MANIFEST}: {manifest.id} comes from {strange}, which does not precede it"
             )
         known.add(manifest.id)
-    return History(manifests)
+    return History(manifests, signatures)
+
+
+def _signatures(body: Any, ids: Sequence[str]) -> dict[str, tuple[Signature, ...]]:
+    found = {}
+    for version_id, made in _fields(body).items():
+        if version_id not in ids or not isinstance(made, list) or len(made) > SIGNATURES:
+            raise ValueError(f"the signatures of {version_id!r:.80} have no place in it")
+        found[version_id] = tuple(Signature.from_json(signature) for signature in made)
+    return found
 
 
 def _manifest(entry: Any) -> VersionManifest:

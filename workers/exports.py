@@ -21,6 +21,7 @@ from editing.exchange.names import (
 from editing.exchange.peft import config_bytes, write_adapter
 from editing.models.view import ModelView
 from registry.artifacts import CHUNK_BYTES, ArtifactStore
+from registry.dsse import Signature
 from registry.manifests import VersionManifest
 from registry.versions import Version
 from workers.archives import History
@@ -66,8 +67,13 @@ def export_weights(
     return Export([(file.name, _chunks(file)) for file in files], report)
 
 
-def export_history(chain: Sequence[Version], store: ArtifactStore) -> Export:
+def export_history(
+    chain: Sequence[Version], signatures: Mapping[str, tuple[Signature, ...]], store: ArtifactStore
+) -> Export:
     """A version (the last of its ancestry) as an archive from which it can be restored.
+
+    Args:
+        signatures: of each version, by its id.
 
     It holds the version's deltas and whatever the recipes name that is still kept. What was
     measured stays out: where the archive is imported it is measured again.
@@ -75,7 +81,7 @@ def export_history(chain: Sequence[Version], store: ArtifactStore) -> Export:
     Raises:
         NotFound: a delta is gone.
     """
-    history = History(tuple(version.manifest for version in chain))
+    history = History(tuple(version.manifest for version in chain), signatures)
     found = sorted(history.needed)
     found += sorted(digest for digest in history.named - history.needed if store.holds(digest))
     members: list[Member] = [(MANIFEST, (history.to_bytes(),))]

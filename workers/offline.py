@@ -22,6 +22,7 @@ from registry.endpoints import get_endpoint
 from registry.errors import InvalidRequest, NotFound
 from registry.manifests import EditRequest, Fact, HarmPrompt, Question, VersionManifest
 from registry.settings import Settings
+from registry.signatures import signatures_by_version
 from registry.stores import open_store
 from registry.versions import ancestry, get_kept_version, get_ready_version
 from workers.evidence import own_refusals
@@ -107,9 +108,10 @@ def export_version(
     with existing_database(settings.sql_url) as database, database.read() as connection:
         manifest = get_ready_version(connection, tenant, version_id).manifest
         chain = ancestry(connection, tenant, version_id)
+        signatures = signatures_by_version(connection, tenant, (v.manifest for v in chain))
     store = open_store(settings)
     if asked["format"] == ERRATA:
-        made = export_history(chain, store)
+        made = export_history(chain, signatures, store)
         to.mkdir(parents=True, exist_ok=True)
         with (to / f"{version_id}.zip").open("w+b") as stream:
             write_zip(stream, made.members)

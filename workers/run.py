@@ -19,6 +19,7 @@ from registry.errors import ErrataError, JobFailed, LeaseLost, NotFound
 from registry.jobs import Job
 from registry.momentary import passes, reason
 from registry.settings import Settings
+from registry.signing import Trust, signer_of
 from registry.stores import open_store
 from workers.notices import Notices
 
@@ -60,7 +61,7 @@ def preload() -> None:
 def run(job_id: str, attempt: int) -> None:
     """Perform one attempt of a job, in a work-horse. A stale delivery ends at once."""
     settings = Settings()
-    database = Database(settings.sql_url)
+    database = Database(settings.sql_url, Trust.of(settings), signer_of(settings))
     claimed = partial(
         attempts.claim,
         job_id=job_id,

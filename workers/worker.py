@@ -32,6 +32,7 @@ from rq.worker import Worker, WorkerStatus
 from registry.database import Database
 from registry.errors import Unavailable
 from registry.settings import Settings
+from registry.signing import Trust, signer_of
 from registry.stores import await_store
 from workers.connection import connect, wait_for_queue
 from workers.delivery import (
@@ -292,11 +293,13 @@ def work(settings: Settings) -> None:
     Raises:
         Unavailable: no queue is configured, or it, the database or the object store does not
             answer.
-        InvalidRequest: one of them does not let this service in.
+        InvalidRequest: one of them does not let this service in, or the keys of signatures cannot
+            be used.
     """
     if not settings.redis_url:
         raise Unavailable("a worker needs a queue: set REDIS_URL to the URL of its Redis or Valkey")
-    Database(settings.sql_url).wait(settings.wait_seconds)
+    signer_of(settings)
+    Database(settings.sql_url, Trust.of(settings)).wait(settings.wait_seconds)
     wait_for_queue(settings.redis_url, settings.wait_seconds)
     await_store(settings)
     try:

@@ -27,6 +27,8 @@ bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_h
 cli.add_typer(bench, name="bench")
 keys = typer.Typer(help="API keys: made, listed, revoked.", no_args_is_help=True)
 cli.add_typer(keys, name="keys")
+signing = typer.Typer(help="Keys that sign versions: made, shown, used.", no_args_is_help=True)
+cli.add_typer(signing, name="signing")
 
 Purpose = Literal["edits", "texts", "facts", "suite", "harm"]
 Format = Literal["peft", "huggingface", "errata"]
@@ -191,6 +193,47 @@ def upload(
     run(Settings(), folder)
 
 
+def backup(
+    folder: Annotated[Path, typer.Argument(help="Where backups are; made if it is not there.")],
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Delete all backups of the folder but so many.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Take none; check those that are there.")
+    ] = False,
+) -> None:
+    """Back up registry and artifacts into a folder, whether or not a service runs.
+
+    Artifacts that an earlier backup in the folder holds are not copied again.
+
+    Example: errata backup /backups/errata --keep 14
+    """
+    from app.cli.backups import check, take
+
+    if verify:
+        check(folder)
+    else:
+        take(Settings(), folder, keep)
+
+
+@cli.command()
+def restore(
+    folder: Annotated[Path, typer.Argument(help="Where backups are.")],
+    name: Annotated[
+        str | None, typer.Option("--backup", help="Which one; by default the newest.")
+    ] = None,
+) -> None:
+    """Fill an empty registry (ERRATA_DATA, ERRATA_DATABASE_URL) with a backup.
+
+    It may be another kind of database than the backup was taken of.
+
+    Example: ERRATA_DATA=/srv/errata errata restore /backups/errata
+    """
+    from app.cli.backups import restore as run
+
+    run(Settings(), folder, name)
+
+
 @keys.command("create")
 def create_key(
     name: Annotated[str, typer.Argument(help="Whom histories show.")],
@@ -245,6 +288,45 @@ def revoke_key(
     from app.cli.keys import revoke
 
     revoke(Settings(), key, tenant)
+
+
+@signing.command("create")
+def create_signing_key(
+    file: Annotated[Path, typer.Argument(help="Where the private key goes; FILE.pub beside it.")],
+) -> None:
+    """Make a pair of keys. The private one is for workers, the public one for everybody.
+
+    Example: errata signing create release.key
+    """
+    from app.cli.signing import create
+
+    create(file)
+
+
+@signing.command("show")
+def show_signing_key(
+    file: Annotated[Path, typer.Argument(help="A private or a public key.")],
+) -> None:
+    """Print a key's id and its public part."""
+    from app.cli.signing import show
+
+    show(file)
+
+
+@signing.command("sign")
+def sign_versions(
+    file: Annotated[Path, typer.Argument(help="The private key.")],
+    versions: Annotated[list[str] | None, typer.Argument(help="Ids: ver_…")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every version that is there.")] = False,
+    tenant: Annotated[str, typer.Option(help="Whose.")] = "default",
+) -> None:
+    """Sign versions that were made without a key, whether or not a service runs.
+
+    Example: errata signing sign release.key ver_…
+    """
+    from app.cli.signing import sign
+
+    sign(Settings(), file, versions or [], every, tenant)
 
 
 @bench.command("editing")

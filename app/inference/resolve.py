@@ -14,6 +14,7 @@ from registry.bases import Base, base_of
 from registry.endpoints import Endpoint
 from registry.errors import Gone, NotFound, UnprocessableRequest
 from registry.manifests import VersionManifest
+from registry.signatures import check_servable
 from serving.protocol import Proxy, VersionRef
 
 
@@ -86,7 +87,7 @@ def resolve(
 
     Raises:
         NotFound (model_not_found), Gone (deleted version), VersionUnavailable (its base is not
-        loaded here, or has changed on disk).
+        loaded here, or has changed on disk; no trusted key signed it).
     """
     if model.startswith("base_"):
         base = bases.get(model.removeprefix("base_"))
@@ -108,6 +109,7 @@ def resolve(
     if version.status == versions.DELETED:
         raise Gone(f"version {version_id!r} was deleted", code="version_deleted", param=param)
     base_of(bases, version_id, version.manifest.base)
+    check_servable(connection, tenant, version.manifest)
     return Resolved(model, version.manifest, generation)
 
 

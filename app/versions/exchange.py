@@ -16,7 +16,15 @@ from registry.files import File
 from registry.jobs import Job
 from registry.manifests import VersionManifest
 from registry.versions import Version
-from workers.archives import ERRATA, PEFT, PURPOSE, Upload, check_base, open_upload
+from workers.archives import (
+    ERRATA,
+    PEFT,
+    PURPOSE,
+    Upload,
+    check_base,
+    check_signed,
+    open_upload,
+)
 from workers.recipes import TEXTS
 
 
@@ -120,7 +128,9 @@ def _base(services: Services, body: ImportVersion, parent: Version | None, uploa
                     " base that it names; leave it out",
                     param=field,
                 )
-        return check_base(upload.history(), services.bases)
+        history = upload.history()
+        check_signed(history, services.database.trust)
+        return check_base(history, services.bases)
     upload.form()
     if parent is not None:
         if body.base is not None:

@@ -15,17 +15,20 @@ from app.jobs.schemas import JobBody, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
 from app.submission import SubmissionDep
+from app.versions.envelopes import read_envelope
 from app.versions.exchange import check_export, check_import, find_export
 from app.versions.graph import DOT, as_dot, edges
 from app.versions.schemas import (
+    Envelope,
     ExportOptions,
     ImportVersion,
     Lineage,
     VersionBody,
     version_body,
 )
-from registry import jobs, versions
+from registry import dsse, jobs, signatures, versions
 from registry.errors import UnprocessableRequest
+from registry.signing import PAYLOAD_TYPE, payload_of
 
 router = APIRouter(prefix="/v1/versions", tags=["versions"])
 EXPORT: dict[int | str, dict[str, Any]] = {
@@ -81,6 +84,29 @@ def get_lineage(
         return Lineage(
             data=[version_body(connection, version) for version in chain], edges=edges(chain)
         )
+
+
+@router.get("/{version_id}/signatures")
+def get_signatures(version_id: Name, services: ServicesDep, caller: CallerDep) -> Envelope:
+    """The version's manifest and its signatures, as a DSSE envelope."""
+    with services.database.read() as connection:
+        manifest = versions.get_version(connection, caller.tenant, version_id).manifest
+        found = signatures.signatures_of(connection, caller.tenant, manifest)
+    return Envelope(**dsse.envelope(PAYLOAD_TYPE, payload_of(manifest), found))
+
+
+@router.post("/{version_id}/signatures", status_code=http.HTTP_201_CREATED)
+def add_signatures(
+    version_id: Name, body: Envelope, services: ServicesDep, caller: CallerDep
+) -> VersionBody:
+    """Add signatures that were made elsewhere, by keys that are trusted here; no others."""
+    with services.database.write() as connection:
+        version = versions.get_version(connection, caller.tenant, version_id)
+        new = read_envelope(body, version.manifest, services.database.trust)
+        signatures.add_signatures(
+            connection, caller.tenant, version.manifest, new, actor=caller.actor
+        )
+        return version_body(connection, version)
 
 
 @router.post("/{version_id}/editability", status_code=http.HTTP_202_ACCEPTED)

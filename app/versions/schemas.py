@@ -9,7 +9,8 @@ from sqlalchemy import Connection
 
 from app.edits.schemas import Guards
 from app.schemas import ListOf, Message, Name, Request
-from registry import versions
+from registry import signatures, versions
+from registry.signatures import Signed
 from registry.versions import Version
 
 
@@ -54,6 +55,28 @@ class BaseBody(BaseModel):
     digest: str
 
 
+class SignatureBody(BaseModel):
+    """A signature of a version's manifest, by Ed25519 in base64."""
+
+    keyid: str
+    sig: str
+    trusted: bool = Field(description="It is right, and its key is among ERRATA_TRUSTED_KEYS.")
+    created_at: int
+
+
+class DsseSignature(Request):
+    keyid: str = Field(max_length=64)
+    sig: str = Field(max_length=128)
+
+
+class Envelope(Request):
+    """A DSSE envelope: the manifest's bytes, in base64, and who signed them."""
+
+    payloadType: str = Field(max_length=128)  # noqa: N815
+    payload: str
+    signatures: list[DsseSignature] = Field(max_length=64)
+
+
 class VersionBody(BaseModel):
     id: str
     object: Literal["version"] = "version"
@@ -62,6 +85,7 @@ class VersionBody(BaseModel):
     parents: list[str]
     recipe: dict[str, Any]
     reports: list[dict[str, Any]]
+    signatures: list[SignatureBody]
     status: Literal["ready", "rejected", "deleted"]
     created_at: int
 
@@ -86,6 +110,16 @@ def version_body(connection: Connection, version: Version) -> VersionBody:
         parents=list(manifest.parents),
         recipe=dict(manifest.recipe),
         reports=list(versions.reports(connection, version.tenant, version.id)),
+        signatures=[
+            signature_body(signed)
+            for signed in signatures.list_signatures(connection, version.tenant, manifest)
+        ],
         status=version.status,
         created_at=int(version.created_at),
+    )
+
+
+def signature_body(signed: Signed) -> SignatureBody:
+    return SignatureBody(
+        **signed.signature.to_json(), trusted=signed.trusted, created_at=int(signed.created_at)
     )

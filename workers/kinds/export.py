@@ -10,6 +10,7 @@ from registry.artifacts import CHUNK_BYTES
 from registry.attempts import Result
 from registry.files import ResultFile
 from registry.manifests import Progress
+from registry.signatures import signatures_by_version
 from registry.versions import ancestry
 from workers.exports import export_history, export_weights
 from workers.ground import claimed_parent, view_of
@@ -26,7 +27,9 @@ def perform(work: Work) -> Result:
         if job.request["format"] == ERRATA:
             with work.database.read() as connection:
                 chain = ancestry(connection, job.tenant, parent.id)
-            made = export_history(chain, work.artifacts)
+                manifests = (version.manifest for version in chain)
+                signatures = signatures_by_version(connection, job.tenant, manifests)
+            made = export_history(chain, signatures, work.artifacts)
         else:
             view = view_of(work, parent)
             (folder / "files").mkdir()

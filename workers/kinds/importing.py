@@ -26,7 +26,7 @@ from registry.edits import edited
 from registry.errors import UnprocessableRequest
 from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
 from registry.versions import READY, Version
-from workers.archives import History, Upload, check_base, open_upload
+from workers.archives import History, Upload, check_base, check_signed, open_upload
 from workers.evidence import limits_of, material_of
 from workers.ground import parent_of
 from workers.inputs import read_edits
@@ -72,6 +72,7 @@ def _archive(work: Work, upload: Upload) -> Result:
     _, view, _ = parent_of(work)
     history = upload.history()
     check_base(history, {view.base.name: view.base})
+    check_signed(history, work.database.trust)
     _store(work, upload)
     stack = [Delta.from_bytes(work.artifacts.get(digest)) for digest in history.head.stack]
     for digest, delta in zip(history.head.stack, stack, strict=True):
@@ -84,7 +85,7 @@ def _archive(work: Work, upload: Upload) -> Result:
         {},
         compose(one.effects for one in stack),
         edits,
-        history.ancestors,
+        history,
     )
 
 
@@ -95,12 +96,13 @@ def _judged(
     below: Mapping[str, Effect],
     effects: Mapping[str, Effect],
     edits: Mapping[str, Sequence[EditRequest]] | None = None,
-    ancestors: tuple[VersionManifest, ...] = (),
+    history: History | None = None,
 ) -> Result:
     """What the guards say of ``effects`` on top of what is below.
 
     Args:
         edits: the version's live edits by the version that made them.
+        history: where it comes from an archive.
     """
     request = work.claim.job.request
     live = [edit for made in (edits or {}).values() for edit in made]
@@ -121,7 +123,8 @@ def _judged(
         {"before": before.metrics, "after": after.metrics, "modules": len(effects)},
         guards,
         holds=work.artifacts.put(canonical_json(holds)) if holds else None,
-        ancestors=ancestors,
+        ancestors=() if history is None else history.ancestors,
+        signatures=None if history is None else history.signatures,
     )
 
 
