@@ -278,6 +278,21 @@ def bench_finetuning(
     measure(json_file, plot_file, *chosen, threads, device, quick, jobs, keep)
 
 
+@bench.command("load")
+def bench_load(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="How long the streams run.")] = 10.0,
+    streams: Annotated[int, typer.Option(min=1, help="How many ask at once.")] = 64,
+    quick: Annotated[bool, typer.Option(help="Seconds, few streams: the figures mean nothing.")] = (
+        False
+    ),
+) -> None:
+    """A whole service for minutes: streams over HTTP, edits and moves all the while; its memory."""
+    from benchmarks.load.run import main as measure
+
+    measure(json_file, minutes, streams, quick)
+
+
 @bench.command("merging")
 def bench_merging(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
