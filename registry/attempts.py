@@ -29,6 +29,7 @@ from registry.jobs import (
     SUCCEEDED,
     Job,
     add_event,
+    announce_end,
     to_job,
 )
 from registry.manifests import GuardResult, Progress, VersionManifest
@@ -454,6 +455,7 @@ def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> No
     audit.record(
         connection, job.tenant, actor=job.actor, action="job.end", object=job.id, after=data
     )
+    announce_end(connection, _job(connection, job.id))
 
 
 def _requeue(

@@ -1,4 +1,4 @@
-"""A client that takes little of the cores it shares with what it loads: one connection an answer."""
+"""A client that takes little of the cores it shares with what it loads; a connection an answer."""
 
 from __future__ import annotations
 
