@@ -45,6 +45,7 @@ class Changes:
     errors: list[str] = field(default_factory=list)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _numbers: Iterator[int] = field(default_factory=count)
+    _edited: str = ""  # the endpoint that a job is under way for; it is not moved meanwhile
 
     async def create_endpoints(self) -> None:
         for name in self.scale.endpoints:
@@ -60,13 +61,15 @@ class Changes:
         """One job after another, until ``stopping`` is set and the last one has ended."""
         while not self.stopping.is_set():
             await self.edit()
+            self._edited = ""
             await self._pause(self.scale.edit_pause)
 
     async def edit(self) -> None:
         """One edit of an endpoint, to its job's end."""
         number = next(self._numbers)
+        self._edited = self.scale.endpoints[number % self.scale.edited]
         body = {
-            "endpoint": self.scale.endpoints[number % self.scale.edited],
+            "endpoint": self._edited,
             "method": "rome",
             "edits": [self.questions.cases[number % len(self.questions.cases)]],
             "hyperparameters": {"steps": self.scale.edit_steps},
@@ -97,9 +100,10 @@ class Changes:
     async def move(self, chance: random.Random) -> None:
         """One endpoint to another version, or between two, or back.
 
-        An edited one is never split: jobs need a head.
+        An edited one is never split, since jobs need a head, nor moved while a job is under way
+        for it, since the job's version would then not be activated.
         """
-        name = chance.choice(self.scale.endpoints)
+        name = chance.choice([name for name in self.scale.endpoints if name != self._edited])
         is_edited = name in self.scale.endpoints[: self.scale.edited]
         path = f"/v1/endpoints/{name}"
         now = await self.client.get(path)
