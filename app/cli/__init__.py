@@ -67,10 +67,19 @@ def serve(
 
 
 @cli.command()
-def worker(quiet: Quiet = False) -> None:
+def worker(
+    quiet: Quiet = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only see that this machine's worker lives; else fail.")
+    ] = False,
+) -> None:
     """Take jobs from the queue at REDIS_URL until SIGTERM."""
+    from workers.health import check as look
     from workers.worker import work
 
+    if check:
+        look(Settings())
+        return
     _log(quiet)
     work(Settings())
 

@@ -97,7 +97,10 @@ class Sender:
             error = f"{type(problem).__name__}: {problem}"[:MOST_ERROR]
         try:
             status = await run_in_threadpool(self._settle, tried, answered, error)
-        except (Unavailable, SQLAlchemyError) as problem:  # the lease runs out, and it is tried again
+        except (
+            Unavailable,
+            SQLAlchemyError,
+        ) as problem:  # its lease runs out
             logger.warning("webhooks: the database does not answer: %s", problem)
             status = None
         if status == deliveries.GIVEN_UP:
