@@ -49,6 +49,7 @@ atlas: $(READY)  ## Train the bundled base again (under 15 minutes on 2 cores).
 bench: $(READY)  ## Measure everything (hours); figures in bench-*.json.
 	$(BIN)/errata bench editing --json bench-editing.json
 	$(BIN)/errata bench finetuning --json bench-finetuning.json --plot bench-finetuning.png
+	$(BIN)/errata bench load --json bench-load.json
 	$(BIN)/errata bench merging --json bench-merging.json
 	$(BIN)/errata bench serving --json bench-serving.json --plot bench-serving.png
 

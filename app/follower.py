@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
@@ -66,10 +67,9 @@ class Follower:
                 logger.warning("the database does not answer: %s", error)
             except Unavailable:
                 pass  # the engine is starting; what is not seen comes again
-            try:
-                await asyncio.wait_for(self._heard.wait(), POLL_SECONDS)
-            except TimeoutError:
-                continue
+            with suppress(TimeoutError):  # not wait_for, which may swallow a cancellation
+                async with asyncio.timeout(POLL_SECONDS):
+                    await self._heard.wait()
 
     def _moved(self) -> list[Endpoint]:
         with self._database.read() as connection:

@@ -28,6 +28,8 @@ from app.keys.routes import router as keys
 from app.merges.routes import router as merges
 from app.services import Services, needs
 from app.versions.routes import router as versions
+from app.webhooks.routes import router as webhooks
+from app.webhooks.sender import Sender
 from registry import __version__
 from registry.bootstrap import bootstrap
 from registry.errors import ErrataError, Unavailable
@@ -53,6 +55,7 @@ ROUTERS: tuple[tuple[APIRouter, str | None], ...] = (
     (endpoints, "edit"),
     (keys, "admin"),
     (audit, "admin"),
+    (webhooks, "admin"),
     (admin, None),
 )
 
@@ -67,7 +70,8 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
             return
         bootstrap(services.database, services.bases.values())
         follower = Follower(services.database, services.bases, services.engine, services.notices)
-        works = (_dispatch(services), _collect(services), follower.run())
+        sender = Sender(services.database, services.settings)
+        works = (_dispatch(services), _collect(services), follower.run(), sender.run())
         tasks = [asyncio.create_task(work) for work in works]
         try:
             yield

@@ -38,6 +38,7 @@ from registry.jobs import (
     SUCCEEDED,
     Job,
     add_event,
+    announce_end,
     to_job,
 )
 from registry.manifests import GuardResult, Progress, VersionManifest
@@ -477,6 +478,7 @@ def _end(connection: Connection, claim: Claim, status: str, **values: Any) -> No
     audit.record(
         connection, job.tenant, actor=job.actor, action="job.end", object=job.id, after=data
     )
+    announce_end(connection, _job(connection, job.id))
 
 
 def _requeue(

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
-from registry import audit, tables
+from registry import audit, tables, webhooks
 from registry.errors import Conflict, NotFound, UnprocessableRequest
 from registry.pages import Page
 
@@ -216,7 +216,10 @@ def cancel_job(connection: Connection, tenant: str, job_id: str, *, actor: str) 
         values |= {"status": CANCELLED, "finished_at": time.time(), "message": "cancelled"}
         add_event(connection, job_id, "status", {"status": CANCELLED})
     connection.execute(update(tables.jobs).where(tables.jobs.c.id == job_id).values(**values))
-    return get_job(connection, tenant, job_id)
+    job = get_job(connection, tenant, job_id)
+    if job.ended:
+        announce_end(connection, job)
+    return job
 
 
 def pause_job(connection: Connection, tenant: str, job_id: str, *, actor: str) -> Job:
@@ -297,6 +300,22 @@ def latest_of(
         .order_by(table.c.seq.desc())
     )
     return next((to_job(row) for row in rows if row.request == dict(request)), None)
+
+
+def announce_end(connection: Connection, job: Job) -> None:
+    """Have the tenant's webhooks told that a job has ended, and how."""
+    told = {
+        "id": job.id,
+        "kind": job.kind,
+        "status": job.status,
+        "base": job.base,
+        "endpoint": job.endpoint,
+        "version": job.version_id,
+        "activated": job.activated,
+        "reason": job.reason,
+        "error": job.error,
+    }
+    webhooks.announce(connection, job.tenant, f"job.{job.status}", told)
 
 
 def add_event(connection: Connection, job_id: str, kind: str, data: Mapping[str, Any]) -> None:

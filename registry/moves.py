@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select
 
-from registry import audit, tables
+from registry import audit, tables, webhooks
 from registry.errors import Conflict
 from registry.pages import Page
 
@@ -88,6 +88,17 @@ def record(
             created_at=time.time(),
         )
     )
+    told = {
+        "name": name,
+        "generation": generation,
+        "kind": kind,
+        "before": states[0],
+        "after": states[1],
+        "actor": actor,
+        "job": job_id,
+        "message": message,
+    }
+    webhooks.announce(connection, tenant, webhooks.MOVED, told)
 
 
 def history(

@@ -118,6 +118,24 @@ class Settings(BaseSettings):
     runtime: Path | None = Field(
         None, description="Folder of the Unix sockets (a short path); empty: a temporary one."
     )
+    webhook_allow: str = Field(
+        "",
+        description=(
+            "Hosts, addresses and networks by commas that webhooks may reach though they are not"
+            " public: receivers of your own."
+        ),
+    )
+    webhook_http: bool = Field(False, description="Let webhooks have http URLs too.")
+    webhook_seconds: float = Field(
+        10.0, gt=0, le=300, description="Longest that a webhook's receiver may take to answer."
+    )
+    webhook_retry_seconds: float = Field(
+        5.0,
+        gt=0,
+        description=(
+            "Pause before a webhook's first retry; each of six more is five times as long."
+        ),
+    )
     dtype: str = Field(
         "float32", pattern="^(float32|bfloat16)$", description="Dtype the bases are loaded in."
     )

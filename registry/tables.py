@@ -244,3 +244,36 @@ files = Table(
     Column("created_at", Float, nullable=False),
     Index("ix_files_tenant", "tenant", "seq"),
 )
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("events", JSON, nullable=False),
+    Column("secret", String(80), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Index("ix_webhooks_tenant", "tenant", "seq"),
+)
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("tenant", String(64), nullable=False),
+    Column("webhook_id", String(64), nullable=False),
+    Column("type", String(32), nullable=False),
+    Column("payload", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("next_at", Float),
+    Column("answered", Integer),
+    Column("error", Text),
+    Column("created_at", Float, nullable=False),
+    Column("ended_at", Float),
+    Index("ix_deliveries_webhook", "webhook_id", "seq"),
+    Index("ix_deliveries_due", "status", "next_at"),
+)

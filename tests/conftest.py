@@ -15,8 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: tests, engine and wo
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A real service, shared by the tests that leave the endpoint ``atlas`` as it was."""
-    with Service(tmp_path_factory.mktemp("service")) as service:
+    """A real service, shared by the tests that leave the endpoint ``atlas`` as it was.
+
+    It may deliver to webhooks on this machine.
+    """
+    folder = tmp_path_factory.mktemp("service")
+    own = {"ERRATA_WEBHOOK_HTTP": "true", "ERRATA_WEBHOOK_ALLOW": "127.0.0.1"}
+    with Service(folder, **own) as service:
         yield service
 
 

@@ -69,10 +69,19 @@ def serve(
 
 
 @cli.command()
-def worker(quiet: Quiet = False) -> None:
+def worker(
+    quiet: Quiet = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only see that this machine's worker lives; else fail.")
+    ] = False,
+) -> None:
     """Take jobs from the queue at REDIS_URL until SIGTERM."""
+    from workers.health import check as look
     from workers.worker import work
 
+    if check:
+        look(Settings())
+        return
     _log(quiet)
     work(Settings())
 
@@ -371,6 +380,21 @@ def bench_finetuning(
 
     chosen = _names(only), _names(methods)
     measure(json_file, plot_file, *chosen, threads, device, quick, jobs, keep)
+
+
+@bench.command("load")
+def bench_load(
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="How long the streams run.")] = 10.0,
+    streams: Annotated[int, typer.Option(min=1, help="How many ask at once.")] = 64,
+    quick: Annotated[bool, typer.Option(help="Seconds, few streams: the figures mean nothing.")] = (
+        False
+    ),
+) -> None:
+    """A whole service for minutes: streams over HTTP, edits and moves all the while; its memory."""
+    from benchmarks.load.run import main as measure
+
+    measure(json_file, minutes, streams, quick)
 
 
 @bench.command("merging")

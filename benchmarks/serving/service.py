@@ -32,9 +32,10 @@ STOP_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Served:
-    """A running service: its URL, and the versions it was given."""
+    """A running service: its URL, its first process, and the versions it was given."""
 
     url: str
+    pid: int
     versions: list[str]
 
 
@@ -43,6 +44,8 @@ def serve(
     data: Path,
     bases: Sequence[Base],
     edits: Sequence[Mapping[str, Effect]],
+    *,
+    workers: int = 0,
     **settings: Any,
 ) -> Iterator[Served]:
     """A service until the end of the block; its engine has one thread, the other core is left to
@@ -52,6 +55,7 @@ def serve(
         data: its folder.
         bases: what it serves.
         edits: effects by module path; each makes a version of the first base.
+        workers: none where no jobs are measured: one loads its spare interpreter beside what is.
         settings: what else it is told.
 
     Raises:
@@ -63,7 +67,8 @@ def serve(
         data=data,
         bases=",".join(f"{base.name}={base.folder}" for base in bases),
         engine_threads=1,
-        workers=0,  # it would load its spare interpreter beside what is measured
+        workers=workers,
+        worker_threads=1,
         redis_url="",
         database_url="",
         **settings,
@@ -79,8 +84,8 @@ def serve(
         )
     url = f"http://127.0.0.1:{chosen.port}"
     try:
-        _await_ready(url, process, log)
-        yield Served(url, versions)
+        _await_ready(url, process, log, "ready" if workers else "engine")
+        yield Served(url, process.pid, versions)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -113,11 +118,11 @@ def _free_port() -> int:
         return port
 
 
-def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _await_ready(url: str, process: subprocess.Popen[bytes], log: Path, part: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            if httpx.get(f"{url}/readyz", timeout=5).json()["engine"]:
+            if httpx.get(f"{url}/readyz", timeout=5).json()[part]:
                 return
         except httpx.TransportError:
             pass

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from transformers import AutoTokenizer
 
-from tests.service import Service
+from tests.service import Service, free_port
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -20,6 +20,7 @@ PREPROCESSING = (ROOT / "docs" / "preprocessing.md").read_text()
 HISTORY = (ROOT / "docs" / "history.md").read_text()
 EXCHANGE = (ROOT / "docs" / "exchange.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
+WEBHOOKS = (ROOT / "docs" / "webhooks.md").read_text()
 MERGING = (ROOT / "docs" / "merging.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -253,3 +254,14 @@ def test_the_lines_of_merging(service: Service, capsys: Any) -> None:
     assert preview["metrics"]["conflicts"] == job["metrics"]["conflicts"]
     assert capsys.readouterr().out.count("1 of 1 edits survived; lost: []") == 2
     assert service.text(job["version"], "The capital of Japan is").startswith("Oslo")
+
+
+def test_the_lines_of_webhooks(service: Service, capsys: Any) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks("python", WEBHOOKS):
+        block = block.replace(ADDRESS, service.url).replace("9000", str(free_port()))
+        exec(compile(block, "webhooks.md", "exec"), names)
+    service.client.delete(f"/v1/webhooks/{names['webhook']['id']}")
+    service.client.delete("/v1/endpoints/watched", headers={"If-Match": '"1"'})
+    names["client"].close()
+    assert capsys.readouterr().out == "endpoint.moved watched create\n"

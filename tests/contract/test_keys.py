@@ -89,6 +89,7 @@ def test_whether_it_lives_is_told_to_everyone(keyed: Keyed) -> None:
         ("editor", "POST", "/v1/completions", "infer"),
         ("editor", "GET", "/v1/keys", "admin"),
         ("editor", "POST", "/v1/keys", "admin"),
+        ("editor", "POST", "/v1/webhooks", "admin"),
     ],
 )
 def test_a_scope_that_lacks_is_named(

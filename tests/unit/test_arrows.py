@@ -23,6 +23,7 @@ QUEUE_SIDE = {
     "workers.contents",
     "workers.dispatch",
     "workers.embedded",
+    "workers.health",
     "workers.inputs",
     "workers.notices",
     "workers.preprocessing",

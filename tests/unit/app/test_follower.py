@@ -170,3 +170,23 @@ def test_what_moved_is_what_is_at_another_generation(world: World) -> None:
         assert moved.name == "b"
         delete_endpoint(connection, "default", "a", generation=1, actor="test")
         assert {e.name for e in list_moved(connection, {})} == {"llama", "b"}
+
+
+def test_a_follower_that_hears_of_a_move_as_it_is_cancelled_ends(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    database.migrate()
+
+    async def hear_and_cancel() -> None:
+        engine = EngineClient(tmp_path / "none", wait_seconds=0.1)
+        follower = Follower(database, {}, engine, Notices(f"unix://{tmp_path}/none"))
+        task = asyncio.create_task(follower._follow())
+        await asyncio.sleep(0.3)
+        follower._heard.set()
+        task.cancel()
+        async with asyncio.timeout(10):
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await engine.close()
+
+    asyncio.run(hear_and_cancel())
+    database.close()
