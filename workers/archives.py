@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from editing.datasets import ARCHIVE
 from editing.exchange.config import LoraForm, read_config
 from editing.exchange.names import (
     ADAPTER_CONFIG,
@@ -24,10 +25,9 @@ from registry.errors import UnprocessableRequest
 from registry.garbage import digests_in
 from registry.manifests import BaseRef, VersionManifest, canonical_json
 
-__all__ = ["ERRATA", "PEFT", "PURPOSE", "History", "Upload", "check_base", "open_upload"]
+__all__ = ["ARCHIVE", "ERRATA", "PEFT", "History", "Upload", "check_base", "open_upload"]
 
 FORMAT = "errata-archive-1"
-PURPOSE = "archive"
 #: Versions that an archive may hold: a stack's depth and more.
 VERSIONS = 10_000
 JSON_BYTES = 8 * 2**20

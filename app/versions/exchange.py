@@ -16,7 +16,7 @@ from registry.files import File
 from registry.jobs import Job
 from registry.manifests import VersionManifest
 from registry.versions import Version
-from workers.archives import ERRATA, PEFT, PURPOSE, Upload, check_base, open_upload
+from workers.archives import ARCHIVE, ERRATA, PEFT, Upload, check_base, open_upload
 from workers.recipes import TEXTS
 
 
@@ -71,7 +71,7 @@ def check_import(services: Services, caller: Caller, body: ImportVersion) -> Sub
     Raises:
         ErrataError: names the field that is wrong; nothing is left behind.
     """
-    named = NamedFiles({"file": (body.file, PURPOSE), **guard_files(body.guards)})
+    named = NamedFiles({"file": (body.file, ARCHIVE), **guard_files(body.guards)})
     with services.database.read() as connection:
         rows = named.rows(connection, caller)
         parent = _parent(connection, caller, body)
