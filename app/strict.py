@@ -16,6 +16,9 @@ from starlette.exceptions import HTTPException
 
 from registry.errors import InvalidRequest, UnprocessableRequest
 
+#: More keys than any object here has: each that is unknown would be a problem to be told.
+MOST_KEYS = 5000
+
 
 class Refused(HTTPException):
     """An error that FastAPI, while it reads a body, hands on as it is."""
@@ -73,6 +76,8 @@ def read_json(data: bytes) -> Any:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MOST_KEYS:
+        raise ValueError(f"an object has {len(pairs)} keys; the most is {MOST_KEYS}")
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:

@@ -219,10 +219,11 @@ class CompletionRequest(InferenceRequest):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=128)]
-        | Annotated[list[Token], Field(min_length=1, max_length=1_000_000)]
+        | Annotated[list[Text], Field(min_length=1, max_length=128, fail_fast=True)]
+        | Annotated[list[Token], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
         | Annotated[
-            list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=128)
+            list[Annotated[list[Token], Field(min_length=1, fail_fast=True)]],
+            Field(min_length=1, max_length=128, fail_fast=True),
         ]
     )
     max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = 16

@@ -90,7 +90,7 @@ IN_BODIES = {
 
 VERSION = "ver_" + "0" * 40
 EDIT = {"prompt": "The capital of {} is", "subject": "France", "target_new": "Lima"}
-GUARDS = {name: "file-0" for name in ("texts", "facts", "suite", "harm")}
+GUARDS = dict.fromkeys(("texts", "facts", "suite", "harm"), "file-0")
 MATCH = {"If-Match": '"1"'}
 
 #: A body for every path that takes one; all of its names are attacked, one after the other.
@@ -176,17 +176,15 @@ def path_attacks(method: str, path: str) -> Iterator[Attack]:
     param, _, after = rest.partition("}")
     body = json.dumps(BODIES.get((method, path), {})).encode() if method in ("POST", "PUT") else b""
     for told, name in IN_PATHS.items():
-        if name == ".." and not after:
-            pass
         yield Attack(
             f"{method} {path}: {told}",
             method,
             before + name + after + QUERIES.get(path, ""),
             body,
             {**(JSON if body else {}), **MATCH},
-            (404, 405, 412, 422),
+            (404, 422),
+            param,
         )
-    del param
 
 
 def body_attacks(method: str, path: str) -> Iterator[Attack]:
