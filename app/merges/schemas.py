@@ -10,7 +10,7 @@ from app.edits.schemas import Guards
 from app.schemas import BEYOND, Message, Name, Request
 
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-Layer = Annotated[int, Field(ge=0, le=10_000)]
+Layer = Annotated[int, Field(ge=0, lt=10_000)]
 
 
 class MergedVersion(Request):
@@ -23,6 +23,7 @@ class MergedVersion(Request):
     layer_weights: dict[Layer, Weight] = Field(
         default={},
         max_length=1000,
+        json_schema_extra={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,3})$"}},
         description='By layer, {"3": 0.5}: a weight in the place of ``weight`` for its modules.',
     )
     facts: Name | None = Field(
