@@ -60,7 +60,13 @@ def error_response(error: ErrataError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (409, 410, 422, 504):
         headers["x-should-retry"] = "false"
-    return JSONResponse({"error": error.body()}, error.status, headers)
+    body = {name: _whole(value) for name, value in error.body().items()}
+    return JSONResponse({"error": body}, error.status, headers)
+
+
+def _whole(value: object) -> object:
+    """A text that can be written: what a client sent may hold half of a surrogate pair."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:

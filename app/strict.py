@@ -18,6 +18,8 @@ from registry.errors import InvalidRequest, UnprocessableRequest
 
 #: More keys than any object here has: each that is unknown would be a problem to be told.
 MOST_KEYS = 5000
+#: Deeper than any value here is, and far from where Python's recursion ends.
+MOST_DEPTH = 100
 
 
 class Refused(HTTPException):
@@ -62,6 +64,8 @@ def read_json(data: bytes) -> Any:
     """
     try:
         value = json.loads(data.decode("utf-8-sig"), object_pairs_hook=_once_each)
+        if data.count(b"{") + data.count(b"[") > MOST_DEPTH:
+            _check_depth(value)
         if b"\\ud" in data or b"\\uD" in data:
             _check_characters(value, ())
     except json.JSONDecodeError as error:
@@ -84,6 +88,20 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {name[:80]!r} stands twice in one object")
         found[name] = value
     return found
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        containers = [one for one in level if isinstance(one, dict | list)]
+        level = [
+            inner
+            for one in containers
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MOST_DEPTH} levels deep")
 
 
 def _check_characters(value: Any, place: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     if length > size - 8:
         raise ArtifactCorrupt("delta file: the header is longer than the file")
     try:
-        header = json.loads(stream.read(length), object_pairs_hook=_without_duplicates)
+        header = json.loads(stream.read(length), object_pairs_hook=without_duplicates)
         about = json.loads(header.pop("__metadata__")[KEY])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ArtifactCorrupt(f"delta file: its header says nothing of a delta: {error}") from error
@@ -57,7 +57,8 @@ def read_header(stream: BinaryIO, size: int) -> Header:
     return Header(about, header)
 
 
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Raises ValueError: a name occurs twice, of which others take another."""
     seen = dict(pairs)
     if len(seen) != len(pairs):
         raise ValueError("a name occurs twice")

@@ -134,7 +134,7 @@ def nested() -> Iterator[Attack]:
         ("/v1/fine_tuning/jobs", {**tuning, "method": {"type": "lora", "lora": deep}}),
         ("/v1/fine_tuning/jobs", {**tuning, "preprocessing": [deep]}),
     ]
-    for depth in (90, 200, 400, 600, 800, 900, 950, 980, 2000):
+    for depth in (101, 200, 400, 600, 800, 900, 950, 980, 2000):
         value = '{"a":' * depth + "1" + "}" * depth
         for path, body in bodies:
             data = json.dumps(body).replace('"DEEP"', value).encode()
