@@ -10,6 +10,8 @@ from urllib.parse import quote
 import pytest
 import torch
 
+from app.main import ROUTERS
+from app.strict import StrictRoute
 from editing.deltas import Delta, Effect
 from openapi.export import DOCUMENT
 from registry import jobs
@@ -44,6 +46,11 @@ def test_every_body_is_attacked() -> None:
         if "application/json" in operation.get("requestBody", {}).get("content", {})
     }
     assert with_bodies == BODIES.keys()
+
+
+def test_every_route_reads_its_body_strictly() -> None:
+    routes = [route for router, _ in ROUTERS for route in router.routes]
+    assert [route for route in routes if not isinstance(route, StrictRoute)] == []
 
 
 # -- pages --------------------------------------------------------------------------------------
