@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -11,9 +11,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from registry.errors import ErrataError, InvalidRequest, NotFound, TooLarge, Unavailable
+from app.strict import Refused
+from registry.errors import (
+    ErrataError,
+    InvalidRequest,
+    NotFound,
+    PreconditionRequired,
+    TooLarge,
+    Unavailable,
+)
 from registry.errors import UnprocessableRequest as Unprocessable
 from registry.momentary import passes, reason
 
@@ -51,11 +60,20 @@ def error_response(error: ErrataError) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status in (409, 410, 422, 504):
         headers["x-should-retry"] = "false"
-    return JSONResponse({"error": error.body()}, error.status, headers)
+    body = {name: _whole(value) for name, value in error.body().items()}
+    return JSONResponse({"error": body}, error.status, headers)
 
 
-def install(app: FastAPI) -> None:
-    """Map the error tree, and what the frameworks raise, to the one body."""
+def _whole(value: object) -> object:
+    """A text that can be written: what a client sent may hold half of a surrogate pair."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Map the error tree, and what the frameworks raise, to the one body.
+
+    ``routes`` are the API's; a 405 says which methods they have.
+    """
 
     @app.exception_handler(ErrataError)
     async def errata_error(_: Request, error: ErrataError) -> JSONResponse:
@@ -73,6 +91,8 @@ def install(app: FastAPI) -> None:
         response = error_response(_from_http(request, error))
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
+        if error.status_code == 405 and (methods := _allowed(request, routes)):
+            response.headers["Allow"] = ", ".join(methods)
         return response
 
     @app.exception_handler(OSError)
@@ -94,13 +114,21 @@ def install(app: FastAPI) -> None:
         )
 
 
+def precondition_required() -> PreconditionRequired:
+    """What a change without a precondition is told."""
+    return PreconditionRequired(
+        "a change needs If-Match with the endpoint's ETag (GET it first);"
+        " a creation needs If-None-Match: *",
+        param="If-Match",
+    )
+
+
 def _first_problem(problems: Any) -> ErrataError:
     first: Mapping[str, Any] = problems[0]
+    if first["type"] == "missing" and first["loc"] == ("header", "if-match"):
+        return precondition_required()
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     param = ".".join(where) or None
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", first["msg"])
-        return InvalidRequest(f"the body is not valid JSON: {reason}", code="invalid_json")
     if first["type"] == "extra_forbidden":
         return Unprocessable(f"{param} is not a known field here; leave it out", param=param)
     message = str(first["msg"]).removeprefix("Value error, ")
@@ -109,6 +137,8 @@ def _first_problem(problems: Any) -> ErrataError:
 
 
 def _from_http(request: Request, error: HTTPException) -> ErrataError:
+    if isinstance(error, Refused):
+        return error.error
     if error.status_code == 404:
         return NotFound(f"{request.method} {request.url.path} does not exist; see /docs")
     if error.status_code == 405:
@@ -119,6 +149,15 @@ def _from_http(request: Request, error: HTTPException) -> ErrataError:
     if error.status_code == 413:
         return TooLarge(str(error.detail))
     return InvalidRequest(str(error.detail))
+
+
+def _allowed(request: Request, routes: Sequence[BaseRoute]) -> list[str]:
+    """The methods of what a path names; where several templates match, of the plainest one."""
+    found: dict[str, set[str]] = {}
+    for route in routes:
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE:
+            found.setdefault(route.path, set()).update(route.methods or ())
+    return sorted(found[min(found, key=lambda path: path.count("{"))]) if found else []
 
 
 class BodyLimit:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,7 +26,9 @@ from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
 from app.keys.routes import router as keys
 from app.merges.routes import router as merges
+from app.openapi import Application
 from app.services import Services, needs
+from app.strict import Router
 from app.versions.routes import router as versions
 from app.webhooks.routes import router as webhooks
 from app.webhooks.sender import Sender
@@ -42,7 +44,7 @@ DISPATCH_SECONDS = 0.2
 AWAY_SECONDS = 1.0
 COLLECT_SECONDS = 3600.0
 #: The routes, and the scope that a caller of them must have.
-ROUTERS: tuple[tuple[APIRouter, str | None], ...] = (
+ROUTERS: tuple[tuple[Router, str | None], ...] = (
     (inference, "infer"),
     (files, "edit"),
     (edits, "edit"),
@@ -84,7 +86,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
             await services.limiter.close()
             services.database.close()
 
-    app = FastAPI(
+    app = Application(
         title="Errata",
         version=__version__,
         description=(
@@ -104,7 +106,7 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         upload_limit=settings.max_file_bytes,
     )
     app.add_middleware(Door, settings=settings)
-    errors.install(app)
+    errors.install(app, [route for router, _ in ROUTERS for route in router.routes])
     for router, scope in ROUTERS:
         app.include_router(router, dependencies=[] if scope is None else [needs(scope)])
     return app

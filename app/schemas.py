@@ -14,6 +14,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Limit = Annotated[int, Query(ge=1, le=100, description="Most items of this page.")]
 Message = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
+#: Whole numbers that SQL holds are below this, which a document's float says exactly.
+BEYOND = 2**63
 
 
 class Request(BaseModel):

@@ -135,14 +135,16 @@ def get_key(connection: Connection, tenant: str, key_id: str) -> Key:
 def list_keys(
     connection: Connection, tenant: str | None, *, after: str | None = None, limit: int = 20
 ) -> Page[Key]:
-    """Keys, newest first: of one tenant, or of all."""
+    """Keys, newest first: of one tenant, or of all. Raises NotFound: there is no key ``after``."""
     table = tables.api_keys
     query = select(table)
     if tenant is not None:
         query = query.where(table.c.tenant == tenant)
     if after is not None:
-        seq = select(table.c.seq).where(table.c.id == after).scalar_subquery()
-        query = query.where(table.c.seq < seq)
+        last = connection.execute(query.where(table.c.id == after)).one_or_none()
+        if last is None:
+            raise NotFound(f"after: key {after!r} does not exist", param="after")
+        query = query.where(table.c.seq < last.seq)
     rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
     return Page(tuple(_to_key(row) for row in rows[:limit]), len(rows) > limit)
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from editing.deltas import Delta, Effect, compose
+from editing.deltas import Effect, compose
+from editing.deltas.fit import read_fitting
 from registry import failpoints
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.errors import ErrataError, VersionUnavailable
 from registry.manifests import VersionManifest
-from serving.effects import check_effects
 from serving.protocol import ResidentVersion, VersionRef
 
 #: Bytes of effects that a device holds.
@@ -159,11 +159,8 @@ class Versions:
         stack: list[Effects] = []
         for digest in ref.stack:
             try:
-                delta = Delta.from_bytes(self._store.get(digest))
-                if delta.base_digest != base.digest:
-                    raise ValueError(f"it is for a base with digest {delta.base_digest}")
-                check_effects(model, delta.effects)
-            except (ErrataError, ValueError, OSError) as error:
+                delta = read_fitting(self._store.get(digest), model, base.digest)
+            except (ErrataError, OSError) as error:
                 raise VersionUnavailable(
                     f"version {ref.id}: delta {digest} cannot be used: {error}"
                 ) from error

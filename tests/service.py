@@ -102,6 +102,19 @@ class Service:
     def log(self) -> str:
         return (self.folder / "serve.log").read_text(errors="replace")
 
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """What ``errata`` does on this service's data, whether it runs or not."""
+        command = [sys.executable, "-m", "app.cli", *arguments]
+        return subprocess.run(
+            command, env=self.environment(), capture_output=True, text=True, timeout=60
+        )
+
+    def new_key(self, *arguments: str) -> str:
+        """The key that ``errata keys create`` makes."""
+        ended = self.command("keys", "create", *arguments)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.strip()
+
     # -- asking ---------------------------------------------------------------------------------
 
     def get(self, path: str) -> Any:

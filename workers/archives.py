@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from editing.datasets import ARCHIVE
 from editing.exchange.config import LoraForm, read_config
 from editing.exchange.names import (
     ADAPTER_CONFIG,
@@ -27,9 +28,9 @@ from registry.manifests import BaseRef, VersionManifest, canonical_json
 from registry.signing import Trust
 
 __all__ = [
+    "ARCHIVE",
     "ERRATA",
     "PEFT",
-    "PURPOSE",
     "History",
     "Upload",
     "check_base",
@@ -38,7 +39,6 @@ __all__ = [
 ]
 
 FORMAT = "errata-archive-1"
-PURPOSE = "archive"
 #: Versions that an archive may hold: a stack's depth and more.
 VERSIONS = 10_000
 JSON_BYTES = 8 * 2**20

@@ -44,7 +44,8 @@ def measured(
     with as_version(work, head) as view:
         after = read(view, material)
         holds = holds_of(work, view, chain)
-    norm = update_ratio(view, compose(d.effects for d in deltas_of(work, _changed(parent, head))))
+    changed = deltas_of(work, view, _changed(parent, head))
+    norm = update_ratio(view, compose(delta.effects for delta in changed))
     work.models.check_untouched(work.claim.job.base)
     asked = [value for version, _ in edited(chain) for value in holds[version.id]]
     metrics = {

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from editing.deltas import Delta, compose
+from editing.deltas import compose
+from editing.deltas.fit import read_fitting
 from editing.exchange.huggingface import write_merged
 from editing.exchange.names import (
     ADAPTER_CONFIG,
@@ -52,7 +53,8 @@ def export_weights(
     Raises:
         UnprocessableRequest: an effect that the format does not hold; names module and part.
     """
-    deltas = (Delta.from_bytes(store.get(digest)) for digest in manifest.stack)
+    base = view.base.digest
+    deltas = (read_fitting(store.get(digest), view.model, base) for digest in manifest.stack)
     effects = compose(delta.effects for delta in deltas)
     if asked["format"] == PEFT:
         adapter = write_adapter(view, effects, asked["rank"], asked["round_rank"])

@@ -10,6 +10,7 @@ from functools import cached_property
 from types import MappingProxyType
 
 from editing.deltas import Delta, Effect, compose
+from editing.deltas.fit import read_fitting
 from editing.methods import METHODS
 from editing.metrics import greedy_matches
 from editing.models.view import ModelView
@@ -76,7 +77,8 @@ def parent_of(work: Work) -> tuple[Version, ModelView, list[Delta]]:
         JobFailed: there is no parent, or it stands on another base than this worker has.
     """
     parent = claimed_parent(work)
-    return parent, view_of(work, parent), deltas_of(work, parent.manifest.stack)
+    view = view_of(work, parent)
+    return parent, view, deltas_of(work, view, parent.manifest.stack)
 
 
 def claimed_parent(work: Work) -> Version:
@@ -103,14 +105,21 @@ def view_of(work: Work, version: Version) -> ModelView:
     return view
 
 
-def deltas_of(work: Work, stack: Sequence[str]) -> list[Delta]:
-    return [Delta.from_bytes(work.artifacts.get(digest)) for digest in stack]
+def deltas_of(work: Work, view: ModelView, stack: Sequence[str]) -> list[Delta]:
+    """The deltas of a stack on the view's base.
+
+    Raises:
+        ArtifactCorrupt: one is damaged, or not of this base.
+    """
+    digest = view.base.digest
+    return [read_fitting(work.artifacts.get(one), view.model, digest) for one in stack]
 
 
 @contextmanager
 def as_version(work: Work, version: Version) -> Iterator[ModelView]:
     """Within it the view, which is given, computes as a version does. Raises as ``view_of``."""
-    view, stack = view_of(work, version), deltas_of(work, version.manifest.stack)
+    view = view_of(work, version)
+    stack = deltas_of(work, view, version.manifest.stack)
     with view.with_effects(compose(delta.effects for delta in stack)):
         yield view
 

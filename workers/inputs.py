@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from editing.datasets import read_edits, read_examples, read_file
+from editing.datasets import PURPOSES, read_edits, read_examples, read_file
 from editing.headers import read_header
 from editing.methods import MethodEntry
 from registry.artifacts import ArtifactStore
@@ -20,6 +20,7 @@ from registry.errors import UnprocessableRequest
 from registry.manifests import EditRequest, Example, HarmPrompt
 
 __all__ = [
+    "PURPOSES",
     "check_edits",
     "check_examples",
     "check_harm",

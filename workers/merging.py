@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from editing.deltas import DeltaFile
+from editing.deltas.fit import check_file
 from editing.merging.changes import Input
 from editing.models.view import ModelView
 from registry.edits import edited
@@ -41,6 +42,7 @@ def parents_of(work: Work) -> tuple[ModelView, list[Parent]]:
     Raises:
         NotFound, Gone, Conflict: a version may no longer serve.
         JobFailed: a version, or the endpoint, stands on another base than this worker has.
+        ArtifactCorrupt: a delta is damaged, or not of this base.
     """
     job = work.claim.job
     view = work.models.view(job.base)
@@ -53,6 +55,9 @@ def parents_of(work: Work) -> tuple[ModelView, list[Parent]]:
                 f" worker has {view.base.digest[:12]}… under the name {job.base!r}",
                 code="base_not_loaded",
             )
+    for parent in parents:
+        for file in parent.input.stack:
+            check_file(file, view.model, view.base.digest)
     return view, parents
 
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from editing.datasets import read_file
-from editing.deltas import Delta
+from editing.deltas.fit import read_fitting
 from editing.evaluation import Asked, evaluate
 from editing.exchange.names import ERRATA
 from editing.models.loading import load_model, load_tokenizer
@@ -65,7 +65,7 @@ def evaluate_file(
     base = base_of(bases, manifest.id, manifest.base)
     view = _view(settings, base, tell)
     store = open_store(settings)
-    stack = [Delta.from_bytes(store.get(digest)) for digest in manifest.stack]
+    stack = [read_fitting(store.get(one), view.model, base.digest) for one in manifest.stack]
     asked = replace(_asked(purpose, rows), refusals=own_refusals(settings, base))
     work = evaluate(view, stack, asked)
     try:

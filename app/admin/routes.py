@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import Literal
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 from sqlalchemy import text
 
 from app.services import Services, ServicesDep
+from app.strict import Router
 from registry.errors import ErrataError, Unavailable
 
-router = APIRouter(tags=["operations"])
+router = Router(tags=["operations"])
 PROBE_SECONDS = 2.0
 
 

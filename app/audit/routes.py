@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import BaseModel
 
-from app.schemas import Limit, ListOf
+from app.schemas import BEYOND, Limit, ListOf
 from app.services import CallerDep, ServicesDep
+from app.strict import Router
 from registry import audit
 
-router = APIRouter(prefix="/v1/audit", tags=["audit"])
+router = Router(prefix="/v1/audit", tags=["audit"])
 Short = Annotated[str, Query(min_length=1, max_length=64)]
 
 
@@ -37,7 +38,9 @@ def list_entries(
     target: Annotated[
         Short | None, Query(description="The id or name of what was changed.")
     ] = None,
-    after: Annotated[int | None, Query(ge=0, description="The last id of the page before.")] = None,
+    after: Annotated[
+        int | None, Query(ge=0, lt=BEYOND, description="The last id of the page before.")
+    ] = None,
     limit: Limit = 20,
 ) -> ListOf[EntryBody]:
     """Who changed what, from what, to what; newest first."""

@@ -59,6 +59,7 @@ EXAMPLE = {
 Edits = Annotated[
     list[dict[str, Any]],
     Field(
+        fail_fast=True,
         description="Corrections, in the form shown, or as CounterFact or EasyEdit's zsRE and"
         " CounterFact have them.",
         json_schema_extra={"items": EDIT},
@@ -67,6 +68,7 @@ Edits = Annotated[
 Examples = Annotated[
     list[dict[str, Any]],
     Field(
+        fail_fast=True,
         description="Labelled texts, for methods that learn a behaviour from them.",
         json_schema_extra={"items": EXAMPLE},
     ),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response, status
+from fastapi import Header, Query, Response, status
 from sqlalchemy import Connection
 
 from app.endpoints.schemas import (
@@ -24,8 +24,10 @@ from app.endpoints.schemas import (
     move_body,
     rollback_answer,
 )
-from app.schemas import Limit, ListOf, Name
+from app.errors import precondition_required
+from app.schemas import BEYOND, Limit, ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
+from app.strict import Router
 from app.submission import check_unreserved
 from registry import endpoints, moves, versions
 from registry.edits import edited
@@ -34,15 +36,21 @@ from registry.errors import (
     Conflict,
     InvalidRequest,
     NotFound,
-    PreconditionRequired,
 )
 from registry.moves import Target
 
-router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"])
-IfMatch = Annotated[
-    str | None, Header(description='The endpoint\'s ETag, quoted: the generation, as in "3".')
+router = Router(prefix="/v1/endpoints", tags=["endpoints"])
+_ETAG = Header(
+    description='The endpoint\'s ETag, quoted: the generation, as in "3".',
+    json_schema_extra={"pattern": r'^\s*"[0-9]{1,9}"\s*$'},
+)
+IfMatch = Annotated[str | None, _ETAG]
+#: Where a change cannot do without; 428 says so.
+RequiredIfMatch = Annotated[str, _ETAG]
+IfNoneMatch = Annotated[
+    str | None,
+    Header(description="`*` to create the endpoint.", json_schema_extra={"pattern": r"^\s*\*\s*$"}),
 ]
-IfNoneMatch = Annotated[str | None, Header(description="`*` to create the endpoint.")]
 
 
 @router.get("")
@@ -95,7 +103,9 @@ def put_endpoint(
             )
         response.status_code = status.HTTP_201_CREATED
         return _with_etag(endpoint, response)
-    generation = _required_generation(if_match)
+    if if_match is None:
+        raise precondition_required()
+    generation = _generation(if_match)
     with services.moving() as connection:
         _force(connection, caller, body)
         endpoint = endpoints.move_endpoint(
@@ -113,10 +123,10 @@ def put_endpoint(
 
 @router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
 def delete_endpoint(
-    name: Name, services: ServicesDep, caller: CallerDep, if_match: IfMatch = None
+    name: Name, services: ServicesDep, caller: CallerDep, if_match: RequiredIfMatch
 ) -> None:
     """Delete an endpoint; its versions and its history stay."""
-    generation = _required_generation(if_match)
+    generation = _generation(if_match)
     with services.moving() as connection:
         endpoints.delete_endpoint(
             connection, caller.tenant, name, generation=generation, actor=caller.actor
@@ -129,12 +139,12 @@ def promote_endpoint(
     services: ServicesDep,
     caller: CallerDep,
     response: Response,
+    if_match: RequiredIfMatch,
     body: PromoteBody | None = None,
-    if_match: IfMatch = None,
 ) -> EndpointBody:
     """Give the whole of a split endpoint to one of its versions."""
     body = body or PromoteBody()
-    generation = _required_generation(if_match)
+    generation = _generation(if_match)
     with services.moving() as connection:
         endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
         names = [target.version for target in endpoint.state]
@@ -169,7 +179,7 @@ def rollback_endpoint(
 ) -> RollbackAnswer:
     """Restore the whole state that a move replaced. A second rollback goes further back."""
     body = body or RollbackBody()
-    generation = None if if_match is None else _required_generation(if_match)
+    generation = None if if_match is None else _generation(if_match)
     with services.moving() as connection:
         before, after = endpoints.rollback_endpoint(
             connection,
@@ -191,7 +201,9 @@ def get_history(
     name: Name,
     services: ServicesDep,
     caller: CallerDep,
-    after: Annotated[int | None, Query(ge=1, description="The last generation seen.")] = None,
+    after: Annotated[
+        int | None, Query(ge=1, lt=BEYOND, description="The last generation seen.")
+    ] = None,
     limit: Limit = 20,
 ) -> ListOf[MoveBody]:
     """Every move of the endpoint, newest first."""
@@ -247,14 +259,8 @@ def _force(connection: Connection, caller: Caller, body: PutEndpoint) -> None:
         )
 
 
-def _required_generation(if_match: str | None) -> int:
-    if if_match is None:
-        raise PreconditionRequired(
-            "a change needs If-Match with the endpoint's ETag (GET it first);"
-            " a creation needs If-None-Match: *",
-            param="If-Match",
-        )
-    found = re.fullmatch(r'\s*"(\d{1,9})"\s*', if_match)
+def _generation(if_match: str) -> int:
+    found = re.fullmatch(r'\s*"([0-9]{1,9})"\s*', if_match)
     if found is None:
         raise InvalidRequest(
             f"If-Match is {if_match!r}; it must be the endpoint's ETag, a quoted generation"

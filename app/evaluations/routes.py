@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, status
+from fastapi import status
 
 from app.evaluations.schemas import CreateEvaluation
 from app.evaluations.submit import check_request
 from app.jobs.schemas import JobBody
+from app.strict import Router
 from app.submission import SubmissionDep
 
-router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"])
+router = Router(prefix="/v1/evaluations", tags=["evaluations"])
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)

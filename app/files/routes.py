@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, Query, Response, UploadFile, status
+from fastapi import File, Form, Query, Response, UploadFile, status
 from fastapi.responses import StreamingResponse
 
 from app.files.content import content
@@ -22,15 +22,16 @@ from app.files.schemas import (
 from app.jobs.schemas import JobBody
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
+from app.strict import Router
 from app.submission import SubmissionDep
 from registry import files
 from registry.artifacts import CHUNK_BYTES
 from registry.errors import TooLarge, UnprocessableRequest
-from workers.archives import PURPOSE, open_upload
-from workers.inputs import read_file
+from workers.archives import ARCHIVE, open_upload
+from workers.inputs import PURPOSES, read_file
 from workers.preprocessing import needs_model
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = Router(prefix="/v1/files", tags=["files"])
 PREVIEW_JOB: dict[int | str, dict[str, Any]] = {
     202: {"model": JobBody, "description": "The job that makes the preview."}
 }
@@ -50,7 +51,8 @@ def create_file(
         str,
         Form(
             max_length=64,
-            description="fine-tune, edits, examples, texts, facts, suite, harm or archive.",
+            description="What its rows are.",
+            json_schema_extra={"enum": list(PURPOSES)},
         ),
     ],
 ) -> FileBody:
@@ -62,7 +64,7 @@ def create_file(
             f"the file has more than {limit} bytes, the limit (ERRATA_MAX_FILE_BYTES)", param="file"
         )
     stream = file.file
-    is_archive = purpose == PURPOSE
+    is_archive = purpose == ARCHIVE
     if is_archive:
         row_count = len(open_upload(stream, limit).archive.names)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from sqlalchemy import Connection
 
 from app.fine_tuning.plot import draw
@@ -20,19 +20,24 @@ from app.fine_tuning.schemas import (
 from app.fine_tuning.submit import check_request
 from app.schemas import Limit, ListOf, Name
 from app.services import Caller, CallerDep, ServicesDep
+from app.strict import Router
 from app.submission import SubmissionDep
 from registry import jobs
 from registry.checkpoints import list_checkpoints
 from registry.curves import curves
-from registry.errors import InvalidRequest, NotFound
+from registry.errors import NotFound
 from registry.jobs import Job
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = Router(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 KIND = "fine_tune"
 PLOT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/svg+xml": {}}, "description": "The curves."}
 }
 After = Annotated[str | None, Query(max_length=64, description="The last id of the page before.")]
+AfterEvent = Annotated[
+    str | None,
+    Query(pattern="^(ftevent-)?[0-9]{1,18}$", description="The last id of the page before."),
+]
 
 
 @router.post("")
@@ -71,16 +76,11 @@ def list_events(
     job_id: Name,
     services: ServicesDep,
     caller: CallerDep,
-    after: After = None,
+    after: AfterEvent = None,
     limit: Limit = 20,
 ) -> ListOf[EventBody]:
     """What happened to a job, newest first: messages, and metrics of its steps."""
-    before = None
-    if after is not None:
-        number = after.removeprefix("ftevent-")
-        if not number.isdecimal():
-            raise InvalidRequest(f"after: {after!r} is no event's id", param="after")
-        before = int(number)
+    before = None if after is None else int(after.removeprefix("ftevent-"))
     with services.database.read() as connection:
         job = _job(connection, caller, job_id)
         page = jobs.latest_events(connection, job.id, before=before, limit=limit)

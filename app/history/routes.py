@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, status
+from fastapi import Path, Query, status
 
 from app.history.diff import diff
 from app.history.schemas import DiffBody, DiffFile, Flatten, Replay, Revert, VersionName
@@ -18,10 +18,11 @@ from app.history.submit import (
 from app.jobs.schemas import JobBody
 from app.schemas import Name
 from app.services import CallerDep, ServicesDep
+from app.strict import Router
 from app.submission import SubmissionDep
 from registry import versions
 
-router = APIRouter(prefix="/v1", tags=["history"])
+router = Router(prefix="/v1", tags=["history"])
 
 
 VersionId = Annotated[str, Path(pattern=r"^ver_[0-9a-f]{40}$")]

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
@@ -17,12 +17,13 @@ from app.inference.schemas import ChatRequest, CompletionRequest, InferenceReque
 from app.inference.shapes import ChatShape, ChunkEvents, TextShape, as_event
 from app.schemas import ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
+from app.strict import Router
 from registry import endpoints
 from registry.errors import ErrataError
 from registry.manifests import VersionManifest
 from serving.protocol import GenerateRequest, Piece, Usage, VersionRef
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+router = Router(prefix="/v1", tags=["inference"])
 MAX_LISTED = 1000
 #: The status of an answer that nobody waits for any more.
 CLIENT_GONE = 499

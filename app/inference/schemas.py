@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.schemas import BEYOND
 from registry.errors import UnprocessableRequest, UnsupportedParameter
 from serving.protocol import (
     MAX_BIAS,
@@ -86,10 +87,17 @@ class ProxyBody(BaseModel):
     alpha: Annotated[float, Field(ge=-100, le=100)] = 1.0
 
 
+def _described(schema: dict[str, Any], model: type[InferenceRequest]) -> None:
+    """Say in the document which values the neutral parameters may have, and that no others are."""
+    neutral = {name: {"enum": list(values)} for name, values in model.neutral.items()}
+    schema["properties"] |= neutral
+    schema["additionalProperties"] = False
+
+
 class InferenceRequest(BaseModel):
     """What both kinds of completion take. Other parameters may be sent at their defaults only."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, json_schema_extra=_described)
 
     #: Parameters of OpenAI's that change nothing here when they have one of these values.
     neutral: ClassVar[dict[str, tuple[Any, ...]]] = {
@@ -110,7 +118,7 @@ class InferenceRequest(BaseModel):
     logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-BEYOND, lt=BEYOND)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS)] | None = None
     ignore_eos: bool = False
@@ -211,10 +219,11 @@ class CompletionRequest(InferenceRequest):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=128)]
-        | Annotated[list[Token], Field(min_length=1, max_length=1_000_000)]
+        | Annotated[list[Text], Field(min_length=1, max_length=128, fail_fast=True)]
+        | Annotated[list[Token], Field(min_length=1, max_length=1_000_000, fail_fast=True)]
         | Annotated[
-            list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=128)
+            list[Annotated[list[Token], Field(min_length=1, fail_fast=True)]],
+            Field(min_length=1, max_length=128, fail_fast=True),
         ]
     )
     max_tokens: Annotated[int, Field(ge=0, le=1_000_000)] | None = 16

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import Header, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from app.jobs.schemas import JobBody, Status, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
+from app.strict import Router
 from registry import jobs
 from registry.errors import InvalidRequest, Unavailable
 from registry.jobs import Event
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = Router(prefix="/v1/jobs", tags=["jobs"])
 POLL_SECONDS = 0.2
 KEEPALIVE_SECONDS = 15.0
 
@@ -74,11 +76,15 @@ async def job_events(
     services: ServicesDep,
     caller: CallerDep,
     last_event_id: Annotated[
-        str | None, Header(description="Continue after this event's id.")
+        str | None,
+        Header(
+            description="Continue after this event's id.",
+            json_schema_extra={"pattern": "^[0-9]{1,18}$"},
+        ),
     ] = None,
 ) -> StreamingResponse:
     """The job's events as server-sent events, from the first (or Last-Event-ID) to its end."""
-    if last_event_id is not None and not last_event_id.isdigit():
+    if last_event_id is not None and not re.fullmatch("[0-9]{1,18}", last_event_id):
         raise InvalidRequest(
             f"Last-Event-ID is {last_event_id!r}; it must be the id of an event, a whole number",
             param="Last-Event-ID",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query, status
+from fastapi import Query, status
 
 from app.keys.schemas import CreateKey, KeyBody, NewKeyBody, key_body
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
+from app.strict import Router
 from registry import keys
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = Router(prefix="/v1/keys", tags=["keys"])
 
 
 @router.post("", status_code=status.HTTP_201_CREATED)

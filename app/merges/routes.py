@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, status
+from fastapi import status
 
 from app.jobs.schemas import JobBody
 from app.merges.schemas import CreateMerge
 from app.merges.submit import check_preview, check_request
+from app.strict import Router
 from app.submission import SubmissionDep
 
-router = APIRouter(prefix="/v1/merges", tags=["merges"])
+router = Router(prefix="/v1/merges", tags=["merges"])
 
 
 @router.post("", status_code=status.HTTP_202_ACCEPTED)

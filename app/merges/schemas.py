@@ -7,10 +7,10 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from app.edits.schemas import Guards
-from app.schemas import Message, Name, Request
+from app.schemas import BEYOND, Message, Name, Request
 
 Weight = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
-Layer = Annotated[int, Field(ge=0, le=10_000)]
+Layer = Annotated[int, Field(ge=0, lt=10_000)]
 
 
 class MergedVersion(Request):
@@ -23,6 +23,7 @@ class MergedVersion(Request):
     layer_weights: dict[Layer, Weight] = Field(
         default={},
         max_length=1000,
+        json_schema_extra={"propertyNames": {"pattern": "^(0|[1-9][0-9]{0,3})$"}},
         description='By layer, {"3": 0.5}: a weight in the place of ``weight`` for its modules.',
     )
     facts: Name | None = Field(
@@ -36,7 +37,7 @@ class CreateMerge(Request):
     versions: list[MergedVersion] = Field(min_length=1, max_length=64)
     method: str = Field("task_arithmetic", max_length=64)
     hyperparameters: dict[str, Any] = Field(default={}, max_length=64)
-    seed: int = Field(0, ge=0, le=2**63 - 1, description="Of the methods that drop at random.")
+    seed: int = Field(0, ge=0, lt=BEYOND, description="Of the methods that drop at random.")
     rank: int | None = Field(
         None,
         ge=1,

@@ -17,9 +17,9 @@ from registry.jobs import Job
 from registry.manifests import VersionManifest
 from registry.versions import Version
 from workers.archives import (
+    ARCHIVE,
     ERRATA,
     PEFT,
-    PURPOSE,
     Upload,
     check_base,
     check_signed,
@@ -79,7 +79,7 @@ def check_import(services: Services, caller: Caller, body: ImportVersion) -> Sub
     Raises:
         ErrataError: names the field that is wrong; nothing is left behind.
     """
-    named = NamedFiles({"file": (body.file, PURPOSE), **guard_files(body.guards)})
+    named = NamedFiles({"file": (body.file, ARCHIVE), **guard_files(body.guards)})
     with services.database.read() as connection:
         rows = named.rows(connection, caller)
         parent = _parent(connection, caller, body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import Path, Query, Response
 from fastapi import status as http
 from fastapi.responses import JSONResponse, StreamingResponse
 
@@ -14,6 +14,7 @@ from app.files.content import content
 from app.jobs.schemas import JobBody, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
+from app.strict import Router
 from app.submission import SubmissionDep
 from app.versions.envelopes import read_envelope
 from app.versions.exchange import check_export, check_import, find_export
@@ -30,7 +31,7 @@ from registry import dsse, jobs, signatures, versions
 from registry.errors import UnprocessableRequest
 from registry.signing import PAYLOAD_TYPE, payload_of
 
-router = APIRouter(prefix="/v1/versions", tags=["versions"])
+router = Router(prefix="/v1/versions", tags=["versions"])
 EXPORT: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/zip": {}}, "description": "The archive."},
     202: {"model": JobBody, "description": "The job that makes the archive."},

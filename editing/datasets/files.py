@@ -37,7 +37,7 @@ def read_file(purpose: str, stream: BinaryIO) -> Iterator[Any]:
     read = READERS.get(purpose)
     if read is None:
         raise UnprocessableRequest(
-            f"purpose {purpose!r} is none; the purposes are {', '.join(READERS)}", param="purpose"
+            f"purpose {purpose!r} is none; the purposes are {', '.join(PURPOSES)}", param="purpose"
         )
     return _read(read_rows(stream, plain=purpose == "texts"), read)
 
@@ -109,3 +109,6 @@ READERS: dict[str, Callable[[Row], Any]] = {
     "harm": read_harm,
     "fine-tune": read_training,
 }
+#: What a file may be for: its rows, or an archive, which has none.
+ARCHIVE = "archive"
+PURPOSES = (*READERS, ARCHIVE)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from editing.exchange.names import ADAPTER_CONFIG
+from editing.headers import without_duplicates
 from registry.errors import UnprocessableRequest
 
 T = TypeVar("T")
@@ -52,6 +53,7 @@ _READ = frozenset(
 _BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 _NEUTRAL = {"bias": "none"}
 _PATTERN = re.compile(r"\^?[\w.]+")
+LARGEST_ALPHA = 1e6
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -96,7 +98,7 @@ def read_config(data: bytes) -> LoraForm:
             low-rank effect does not hold; names the option.
     """
     try:
-        config = json.loads(data)
+        config = json.loads(data, object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise _refused(f"is not JSON: {error}") from None
     if not isinstance(config, dict):
@@ -107,7 +109,7 @@ def read_config(data: bytes) -> LoraForm:
         if name in _HARMLESS or name in _READ or not value or value == _NEUTRAL.get(name):
             continue
         raise _refused(
-            f"{name} is {json.dumps(value)[:80]}, which changes what the adapter computes beyond"
+            f"{name} is {_short(value)}, which changes what the adapter computes beyond"
             " W + B A; train or convert it without, then import it"
         )
     beginning = config.get("init_lora_weights")
@@ -125,6 +127,10 @@ def read_config(data: bytes) -> LoraForm:
         layers=_layers(config.get("layers_to_transform")),
         targets=_targets(config.get("target_modules")),
     )
+
+
+def _short(value: Any) -> str:
+    return "given" if isinstance(value, dict | list) else json.dumps(value)[:80]
 
 
 def _patterns(config: Mapping[str, Any], name: str, read: Callable[[str, Any], T]) -> dict[str, T]:
@@ -158,8 +164,8 @@ def _rank(name: str, value: Any) -> int:
 
 
 def _alpha(name: str, value: Any) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise _refused(f"{name} is {value!r}; it must be a number")
+    if type(value) not in (int, float) or not abs(value) < LARGEST_ALPHA:
+        raise _refused(f"{name} is {value!r:.80}; it must be a number below {LARGEST_ALPHA:g}")
     return float(value)
 
 

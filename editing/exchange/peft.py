@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from editing.deltas import Effect
 from editing.deltas.lowrank import Factors, factorised
 from editing.exchange.config import LoraForm
 from editing.exchange.names import ADAPTER_WEIGHTS, RANKS
+from editing.headers import read_tensors
 from editing.models.view import ModelView
 from registry.errors import UnprocessableRequest
 
@@ -90,8 +92,9 @@ def read_adapter(view: ModelView, form: LoraForm, weights: bytes) -> dict[str, E
             of a wrong shape, or not finite; names it.
     """
     try:
+        read_tensors(BytesIO(weights), len(weights))
         tensors = load_tensors(weights)
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise _wrong(f"not readable as safetensors: {error}") from None
     effects = {
         path: effect

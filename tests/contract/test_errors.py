@@ -163,6 +163,22 @@ def test_paths(service: Service, method: str, path: str, status: int) -> None:
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/models", "GET"),
+        ("POST", "/v1/endpoints/atlas", "DELETE, GET, PUT"),
+        ("PATCH", "/v1/files", "GET, POST"),
+        ("PUT", "/v1/versions/import", "POST"),
+        ("PUT", "/v1/versions/ver_0", "DELETE, GET"),
+        ("OPTIONS", "/v1/keys", "GET, POST"),
+    ],
+)
+def test_what_a_path_takes_is_said(service: Service, method: str, path: str, allowed: str) -> None:
+    response = service.client.request(method, path)
+    assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+
+
 def test_bodies_that_are_no_json_or_too_large(service: Service) -> None:
     json_type = {"Content-Type": "application/json"}
     broken = service.client.post("/v1/edits", content=b'{"a": ', headers=json_type)

@@ -1,7 +1,5 @@
 """Keys, scopes and tenants over HTTP, on a service that asks for a key."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,26 +14,13 @@ from tests.service import LENIENT, Service, capital_edit
 FORM = {"If-None-Match": "*"}
 
 
-def keys_command(service: Service, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "app.cli", "keys", *arguments]
-    return subprocess.run(
-        command, env=service.environment(), capture_output=True, text=True, timeout=60
-    )
-
-
-def new_key(service: Service, *arguments: str) -> str:
-    ended = keys_command(service, "create", *arguments)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout.strip()
-
-
 class Keyed(Service):
     """A service at an address that others can reach, and clients with keys of it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, ERRATA_HOST="0.0.0.0", ERRATA_COVARIANCE_TOKENS="3000")
         self.keys = {
-            name: new_key(self, name, *arguments)
+            name: self.new_key(name, *arguments)
             for name, arguments in {
                 "ada": ("--scope", "infer,edit", "--scope", "admin"),
                 "reader": ("--scope", "infer"),
@@ -192,7 +177,7 @@ def test_a_key_made_over_rest_is_shown_once_and_revoked_at_once(keyed: Keyed) ->
 
 
 def test_a_key_that_has_used_up_its_minute_is_told_when_to_come_again(keyed: Keyed) -> None:
-    hasty = new_key(keyed, "hasty", "--scope", "infer", "--requests-per-minute", "3")
+    hasty = keyed.new_key("hasty", "--scope", "infer", "--requests-per-minute", "3")
     answers = [keyed.ask(hasty, "GET", "/v1/models") for _ in range(5)]
     assert [a.status_code for a in answers] == [200, 200, 200, 429, 429]
     refused = answers[-1]
@@ -203,7 +188,7 @@ def test_a_key_that_has_used_up_its_minute_is_told_when_to_come_again(keyed: Key
 
 def test_tokens_are_counted_whether_an_answer_is_waited_for_or_not(keyed: Keyed) -> None:
     whole, stream, hung_up = (
-        new_key(keyed, f"chatty{number}", "--scope", "infer", "--tokens-per-minute", "6")
+        keyed.new_key(f"chatty{number}", "--scope", "infer", "--tokens-per-minute", "6")
         for number in range(3)
     )
     long = {**COMPLETION, "max_tokens": 64}
@@ -227,13 +212,13 @@ def test_tokens_are_counted_whether_an_answer_is_waited_for_or_not(keyed: Keyed)
 
 
 def test_the_command_lists_and_revokes(keyed: Keyed) -> None:
-    token = new_key(keyed, "brief", "--scope", "infer", "--expires", "1h")
-    shown = keys_command(keyed, "list").stdout
+    token = keyed.new_key("brief", "--scope", "infer", "--expires", "1h")
+    shown = keyed.command("keys", "list").stdout
     assert "brief" in shown
     assert token not in shown
     key = "key_" + token.split("_")[1]
     assert keyed.ask(token, "GET", "/v1/models").status_code == 200
-    assert "is revoked" in keys_command(keyed, "revoke", key).stdout
+    assert "is revoked" in keyed.command("keys", "revoke", key).stdout
     assert keyed.ask(token, "GET", "/v1/models").status_code == 401
     for arguments in (
         ("create", "x", "--scope", "infer", "--expires", "soon"),
@@ -242,7 +227,7 @@ def test_the_command_lists_and_revokes(keyed: Keyed) -> None:
         ("create", "x", "--scope", ","),
         ("revoke", "key_0"),
     ):
-        refused = keys_command(keyed, *arguments)
+        refused = keyed.command("keys", *arguments)
         assert refused.returncode != 0
         assert "Traceback" not in refused.stderr
 

@@ -11,10 +11,8 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-import torch
-from torch import nn
-
 from editing.deltas import Delta, Effect, compose
+from editing.deltas.fit import read_fitting
 from editing.exchange.names import ADAPTER_WEIGHTS, PEFT
 from editing.exchange.peft import read_adapter
 from editing.guards import judge, read
@@ -23,7 +21,7 @@ from editing.metrics.norm import update_ratio
 from editing.models.view import ModelView
 from registry.attempts import Result
 from registry.edits import edited
-from registry.errors import UnprocessableRequest
+from registry.errors import ArtifactCorrupt, UnprocessableRequest
 from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
 from registry.versions import READY, Version
 from workers.archives import History, Upload, check_base, check_signed, open_upload
@@ -74,9 +72,7 @@ def _archive(work: Work, upload: Upload) -> Result:
     check_base(history, {view.base.name: view.base})
     check_signed(history, work.database.trust)
     _store(work, upload)
-    stack = [Delta.from_bytes(work.artifacts.get(digest)) for digest in history.head.stack]
-    for digest, delta in zip(history.head.stack, stack, strict=True):
-        _check_fits(view, digest, delta)
+    stack = [_read(work, view, digest) for digest in history.head.stack]
     edits = _live_edits(work, history)
     return _judged(
         work,
@@ -142,30 +138,12 @@ def _store(work: Work, upload: Upload) -> None:
         work.report(Progress(place, len(members), f"artifact {place} of {len(members)}"))
 
 
-@torch.no_grad()
-def _check_fits(view: ModelView, digest: str, delta: Delta) -> None:
-    """Refuse a delta of another base, or of modules or shapes that the base does not have."""
-    if delta.base_digest != view.base.digest:
-        raise _refused(
-            f"delta {digest} was made on a base with digest {delta.base_digest}; this one has"
-            f" {view.base.digest}"
-        )
-    for path, effect in delta.effects.items():
-        try:
-            matrix = view.matrix(path)
-            out, width = (view.hidden_size, view.hidden_size) if matrix is None else matrix.shape
-            is_norm = matrix is not None and width == 1
-            ids = torch.zeros(1, dtype=torch.long)
-            is_embedding = isinstance(view.module(path), nn.Embedding)
-            x = ids if is_embedding else torch.zeros(1, out if is_norm else width)
-            y = torch.zeros(1, out)
-            fits = effect.apply(x, y).shape == y.shape and all(
-                part is None or len(part) == out for part in (effect.scale, effect.shift)
-            )
-        except (AttributeError, IndexError, RuntimeError):
-            fits = False
-        if not fits:
-            raise _refused(f"delta {digest}: its effect on {path[:200]!r} does not fit the base")
+def _read(work: Work, view: ModelView, digest: str) -> Delta:
+    """A delta that was uploaded. Raises UnprocessableRequest: it is none of this base."""
+    try:
+        return read_fitting(work.artifacts.get(digest), view.model, view.base.digest)
+    except ArtifactCorrupt as error:
+        raise _refused(f"artifact {digest}: {error.message}") from None
 
 
 def _live_edits(work: Work, history: History) -> dict[str, list[EditRequest]]:

@@ -132,7 +132,7 @@ def _deviation(work: Work, delta: str, start: Version, references: Sequence[str]
 
 def _on_top(work: Work, stack: Sequence[str], place: int) -> list[dict[str, Any]]:
     """The deltas above a place, who made them, and the modules that they share with its delta."""
-    own, *above = deltas_of(work, stack[place:])
+    own, *above = deltas_of(work, work.models.view(work.claim.job.base), stack[place:])
     makers: dict[str, list[str]] = {}
     for origin in origins(work.chain):
         makers.setdefault(origin.within, []).extend(v.id for v in origin.versions)
@@ -149,7 +149,7 @@ def _on_top(work: Work, stack: Sequence[str], place: int) -> list[dict[str, Any]
 def _token_logps(work: Work, stack: Sequence[str], texts: Sequence[str]) -> Tensor:
     """The log-probability of every token of the texts under a stack, in nats: [tokens]."""
     view = work.models.view(work.claim.job.base)
-    with view.with_effects(compose(delta.effects for delta in deltas_of(work, stack))):
+    with view.with_effects(compose(delta.effects for delta in deltas_of(work, view, stack))):
         found = token_nlls(view, texts)
     return -torch.cat(found).double() if found else torch.zeros(0, dtype=torch.float64)
 

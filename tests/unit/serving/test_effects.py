@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from editing.deltas import Effect
-from serving.effects import EffectHooks, Extent, check_effects, padded
+from editing.deltas.fit import check_effects
+from serving.effects import EffectHooks, Extent, padded
 from tests.models import VOCABULARY, random_effect, random_model
 
 KINDS = ("rank1", "rank3", "dense", "sparse", "scale", "gated", "replacing", "all")

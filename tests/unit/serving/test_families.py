@@ -12,11 +12,12 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from editing.deltas import Effect
+from editing.deltas.fit import check_effects
 from editing.models.loading import weights_digest
 from editing.models.view import PATHS
 from registry.bases import FAMILIES
 from registry.errors import UnsupportedModel
-from serving.effects import check_effects, padded
+from serving.effects import padded
 from serving.invariance import find_min_rows
 from serving.runner import Runner
 from serving.selftest import check_base

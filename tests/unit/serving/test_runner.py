@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from editing.deltas import Effect, Gate
+from editing.deltas.fit import check_effects
 from editing.models.loading import load_model
 from registry.bases import Base
-from serving.effects import check_effects
 from serving.invariance import find_min_rows
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
