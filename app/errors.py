@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.metrics.meters import Meters
 from app.strict import Refused
 from registry.errors import (
     ErrataError,
@@ -25,6 +26,7 @@ from registry.errors import (
 )
 from registry.errors import UnprocessableRequest as Unprocessable
 from registry.momentary import passes, reason
+from telemetry.logs import describe
 
 logger = logging.getLogger("errata.api")
 #: What an upload's body may hold beside the file: the parts' headers and the other fields.
@@ -69,10 +71,11 @@ def _whole(value: object) -> object:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+def install(app: FastAPI, routes: Sequence[BaseRoute], meters: Meters) -> None:
     """Map the error tree, and what the frameworks raise, to the one body.
 
-    ``routes`` are the API's; a 405 says which methods they have.
+    ``routes`` are the API's; a 405 says which methods they have. What else is raised ends at
+    ``app.observer``.
     """
 
     @app.exception_handler(ErrataError)
@@ -80,6 +83,8 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         if error.status >= 500:
             cause = f" ({reason(error)})" if error.__cause__ else ""
             logger.error("%s%s", error.message, cause)
+        if error.status == 429:
+            meters.refused.labels(error.code).inc()
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -96,21 +101,14 @@ def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         return response
 
     @app.exception_handler(OSError)
-    async def file_error(request: Request, error: OSError) -> JSONResponse:
+    async def file_error(_: Request, error: OSError) -> JSONResponse:
         if not passes(error):
-            return await any_error(request, error)
-        logger.error("%s %s: %s", request.method, request.url.path, error)
+            raise error
+        logger.error("the service's files: %s", describe(error))
         return error_response(
             Unavailable(
                 "the service's files have no room or do not answer; try again", retry_after=5
             )
-        )
-
-    @app.exception_handler(Exception)
-    async def any_error(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return error_response(
-            ErrataError("the service failed on this request; its log holds the reason")
         )
 
 

@@ -22,6 +22,7 @@ from registry.errors import ErrataError, Unavailable, VersionUnavailable
 from registry.signatures import check_servable
 from serving.client import EngineClient
 from serving.protocol import VersionRef
+from telemetry.logs import describe
 from workers.notices import Notices
 
 logger = logging.getLogger("errata.follower")
@@ -64,7 +65,7 @@ class Follower:
                 for endpoint in await run_in_threadpool(self._moved):
                     await self._warm(endpoint)
             except SQLAlchemyError as error:
-                logger.warning("the database does not answer: %s", error)
+                logger.warning("the database does not answer: %s", describe(error))
             except Unavailable:
                 pass  # the engine is starting; what is not seen comes again
             with suppress(TimeoutError):  # not wait_for, which may swallow a cancellation

@@ -12,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import errors
+from app.admin.readiness import Readings
 from app.admin.routes import router as admin
 from app.audit.routes import router as audit
 from app.door import Door
@@ -21,11 +22,15 @@ from app.evaluations.routes import router as evaluations
 from app.files.routes import router as files
 from app.fine_tuning.routes import router as fine_tuning
 from app.follower import Follower
+from app.gate import Gate, Passage
 from app.history.routes import router as history
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
 from app.keys.routes import router as keys
 from app.merges.routes import router as merges
+from app.metrics.meters import Meters
+from app.metrics.routes import router as metrics
+from app.observer import Observer
 from app.openapi import Application
 from app.services import Services, needs
 from app.strict import Router
@@ -36,8 +41,8 @@ from registry import __version__
 from registry.bootstrap import bootstrap
 from registry.errors import ErrataError, Unavailable
 from registry.garbage import Collector
-from registry.momentary import reason
 from registry.settings import Settings
+from telemetry.logs import describe
 
 logger = logging.getLogger("errata.api")
 DISPATCH_SECONDS = 0.2
@@ -59,6 +64,7 @@ ROUTERS: tuple[tuple[Router, str | None], ...] = (
     (audit, "admin"),
     (webhooks, "admin"),
     (admin, None),
+    (metrics, None),
 )
 
 
@@ -95,10 +101,17 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
             " rolls back."
         ),
         lifespan=lifespan,
+        telemetry={  # spans of requests alone, to where telemetry.traces sends them
+            "auto_configure": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
+        },
         responses=errors.RESPONSES,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
     app.state.services = services
+    app.state.readings = None if services is None else Readings(services)
     app.add_middleware(
         errors.BodyLimit,
         limit=settings.max_body_bytes,
@@ -106,7 +119,10 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         upload_limit=settings.max_file_bytes,
     )
     app.add_middleware(Door, settings=settings)
-    errors.install(app, [route for router, _ in ROUTERS for route in router.routes])
+    app.add_middleware(Passage, gate=Gate() if services is None else services.gate)
+    meters = Meters() if services is None else services.meters
+    app.add_middleware(Observer, meters=meters)
+    errors.install(app, [route for router, _ in ROUTERS for route in router.routes], meters)
     for router, scope in ROUTERS:
         app.include_router(router, dependencies=[] if scope is None else [needs(scope)])
     return app
@@ -118,7 +134,9 @@ async def _dispatch(services: Services) -> None:
         try:
             await run_in_threadpool(services.dispatcher.tick)
         except (Unavailable, SQLAlchemyError) as error:
-            logger.warning("dispatch: the database does not answer: %s", reason(error))
+            logger.warning(
+                "dispatch: the database does not answer: %s", describe(error.__cause__ or error)
+            )
             await asyncio.sleep(AWAY_SECONDS)
         await asyncio.sleep(DISPATCH_SECONDS)
 
@@ -132,7 +150,7 @@ async def _collect(services: Services) -> None:
         try:
             swept = await run_in_threadpool(collector.collect, grace)
         except (ErrataError, SQLAlchemyError, OSError) as error:
-            logger.warning("garbage stays for now: %s", error)
+            logger.warning("garbage stays for now: %s", describe(error.__cause__ or error))
             continue
         if swept.count:
             logger.info("deleted %d artifacts of %d bytes", swept.count, swept.size)

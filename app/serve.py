@@ -8,6 +8,7 @@ import logging
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 import uvicorn
 
+from app.gate import Gate, stopped
 from app.limits import Limiter
 from app.main import create_app
 from app.services import Services
@@ -27,6 +29,7 @@ from registry.settings import Settings
 from registry.signing import Trust, signer_of
 from registry.stores import await_store, open_store
 from serving.client import EngineClient
+from telemetry import traces
 from workers.connection import connect, wait_for_queue
 from workers.dispatch import Dispatcher
 from workers.embedded import EmbeddedQueue
@@ -35,8 +38,15 @@ from workers.supervisor import Child, Supervisor
 
 logger = logging.getLogger("errata.serve")
 TICK_SECONDS = 0.1
-STOP_SECONDS = 10
+#: Beyond ERRATA_STOP_SECONDS: for what was told to end to do so.
+LAST_SECONDS = 10
 QUEUE_PATIENCE = 1.0
+#: Seconds that the queue has to answer who only wants to know whether it does.
+QUEUE_PROBE = 1.5
+#: Seconds in which streams that are ended say so.
+GOODBYE_SECONDS = 1.0
+#: What the names of workers begin with.
+WORKER = "worker-"
 
 
 def serve(settings: Settings) -> None:
@@ -45,6 +55,9 @@ def serve(settings: Settings) -> None:
     Raises:
         ErrataError: a setting that cannot work, with the cure.
     """
+    if (problem := traces.problem()) is not None:
+        raise InvalidRequest(problem)
+    traces.configure("api")
     bases = find_bases(settings.bases)
     settings.data.mkdir(parents=True, exist_ok=True)
     signer_of(settings)  # what a worker will ask for
@@ -72,19 +85,26 @@ def serve(settings: Settings) -> None:
             database=database,
             artifacts=open_store(settings),
             engine=EngineClient(engine_socket),
-            dispatcher=Dispatcher(database, connect(redis_url, patience=QUEUE_PATIENCE), settings),
+            dispatcher=Dispatcher(
+                database,
+                connect(redis_url, patience=QUEUE_PATIENCE),
+                settings,
+                quick=connect(redis_url, patience=0, timeout=QUEUE_PROBE),
+            ),
             notices=Notices(redis_url),
             limiter=Limiter(redis_url),
         )
-        for stop in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again once it is done
+        for stop in (signal.SIGTERM, signal.SIGINT):  # the server raises them again once done
             signal.signal(stop, _leave)
         try:
             supervisor.start()
             asyncio.run(_serve_api(settings, services, supervisor))
         finally:
-            supervisor.stop(STOP_SECONDS)
+            closed = services.gate.closed_for
+            supervisor.stop(max(0.0, settings.stop_seconds - closed) + LAST_SECONDS)
             if queue is not None:
                 queue.close()
+            traces.flush()
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -92,22 +112,37 @@ def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
+class _Server(uvicorn.Server):
+    """Goes on answering when it is told to stop, until ``should_exit`` is set."""
+
+    def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
+        super().__init__(config)
+        self._gate = gate
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._captured_signals.append(sig)
+        self._gate.close()
+
+
 async def _serve_api(settings: Settings, services: Services, supervisor: Supervisor) -> None:
     config = uvicorn.Config(
         create_app(settings, services),
         host=settings.host,
         port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=STOP_SECONDS,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=LAST_SECONDS,
     )
-    server = uvicorn.Server(config)
-    supervising = asyncio.create_task(_supervise(supervisor))
+    server = _Server(config, services.gate)
+    works = (_supervise(supervisor), _drain(server, services, supervisor))
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         await server.serve()
     finally:
-        supervising.cancel()
-        with suppress(asyncio.CancelledError):
-            await supervising
+        for task in tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
 
 
 async def _supervise(supervisor: Supervisor) -> None:
@@ -115,6 +150,26 @@ async def _supervise(supervisor: Supervisor) -> None:
     while True:
         supervisor.tick()
         await asyncio.sleep(TICK_SECONDS)
+
+
+async def _drain(server: uvicorn.Server, services: Services, supervisor: Supervisor) -> None:
+    """Once the gate is closed: let requests and attempts end, then end them, then the server."""
+    gate, seconds = services.gate, services.settings.stop_seconds
+    while not gate.stopping:
+        await asyncio.sleep(TICK_SECONDS)
+    logger.info("stopping: %d requests have %g s to end", gate.running, seconds)
+    supervisor.dismiss(WORKER)
+    while gate.running and not gate.hurried and gate.closed_for < seconds:
+        await asyncio.sleep(TICK_SECONDS)
+    if gate.running:
+        logger.warning("%d requests did not end in time and are broken off", gate.running)
+        gate.expired = True
+        await services.engine.close(stopped())
+        end = time.monotonic() + GOODBYE_SECONDS  # streams say why they end
+        while gate.running and time.monotonic() < end:
+            await asyncio.sleep(TICK_SECONDS)
+        gate.expire()
+    server.should_exit = True
 
 
 def _engine(settings: Settings, socket: Path) -> Child:
@@ -128,7 +183,7 @@ def _worker(settings: Settings, redis_url: str, number: int) -> Child:
     command = [sys.executable, "-m", "app.cli", "worker"]
     threads = str(settings.worker_threads)
     environment = {**settings.environment(), "REDIS_URL": redis_url, "OMP_NUM_THREADS": threads}
-    return Child(f"worker-{number}", command, environment)
+    return Child(f"{WORKER}{number}", command, environment)
 
 
 @contextlib.contextmanager

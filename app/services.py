@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, params
@@ -13,11 +14,15 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Connection
 
+from app.gate import Gate
 from app.limits import Limiter
+from app.metrics.meters import Meters
+from app.probes import Probe
 from registry import failpoints, keys
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.bootstrap import DEFAULT_TENANT
+from registry.counts import Counts, read_counts
 from registry.database import Database
 from registry.errors import Forbidden, Unauthorized
 from registry.settings import Settings
@@ -38,6 +43,18 @@ class Services:
     dispatcher: Dispatcher
     notices: Notices
     limiter: Limiter
+    gate: Gate = field(default_factory=Gate)
+    meters: Meters = field(default_factory=Meters)
+
+    @cached_property
+    def counts(self) -> Probe[Counts]:
+        """What monitoring reads of SQL."""
+
+        def read() -> Counts:
+            with self.database.read() as connection:
+                return read_counts(connection)
+
+        return Probe("counts", read, keep=1.0)
 
     def edits(self, digest: str | None) -> list[dict[str, Any]]:
         """The edits that a recipe names, as ``EditRequest.to_json`` wrote them; none without."""

@@ -62,7 +62,8 @@ class Submission:
             check: looks at what is asked without holding the database's lock.
 
         Raises:
-            Conflict: the key came with another request. ErrataError: what ``check`` finds.
+            Conflict: the key came with another request. TooManyRequests: the queue is full.
+            ErrataError: what ``check`` finds.
         """
         digest = sha256(json.dumps([self._path, asked, named], default=_as_json).encode())
         answer = self._made_before(digest)
@@ -71,6 +72,13 @@ class Submission:
             with self.services.database.write() as connection:
                 job = self._found(connection, digest)
                 if job is None:
+                    settings = self.services.settings
+                    jobs.check_room(
+                        connection,
+                        self.caller.tenant,
+                        settings.max_tenant_jobs,
+                        settings.max_jobs,
+                    )
                     job = submit(connection)
                     if self._key is not None:
                         jobs.remember_idempotent(

@@ -44,6 +44,12 @@ class ArtifactStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def check(self) -> None:
+        """Whether something can be put: a file is made and removed. Raises OSError."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=self._folder, prefix=TEMPORARY) as stream:
+            stream.write(b"ready")
+
     def put(self, data: bytes) -> str:
         """Store bytes and return their digest; durable when it returns (tmp, fsync, rename)."""
         digest = sha256(data)

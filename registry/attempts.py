@@ -8,6 +8,7 @@ nothing behind.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -56,8 +57,9 @@ from registry.versions import (
 )
 from registry.versions import insert_version as _insert_version
 
-#: The outcome of an attempt whose worker died.
+#: The outcome of an attempt whose worker died, and of one whose worker was told to stop.
 LOST = "lost"
+RELEASED = "released"
 #: The outcome of an attempt that met with what was away for the moment.
 INTERRUPTED = "interrupted"
 
@@ -314,8 +316,15 @@ def pause(connection: Connection, claim: Claim) -> None:
     _requeue(connection, claim, PAUSED, "paused", status=PAUSED)
 
 
-def release(connection: Connection, job_id: str, attempt: int, max_attempts: int) -> bool:
-    """Give up a running attempt whose worker died: queue the job again, or fail it for good."""
+def release(
+    connection: Connection, job_id: str, attempt: int, max_attempts: int, outcome: str = LOST
+) -> bool:
+    """Give up a running attempt: queue the job again, or fail it for good.
+
+    Args:
+        max_attempts: the job fails when so many ended with their worker's death.
+        outcome: LOST, or RELEASED where the worker lives and had to stop.
+    """
     job = _job(connection, job_id)
     if job.status != RUNNING or job.attempt != attempt:
         return False
@@ -324,7 +333,10 @@ def release(connection: Connection, job_id: str, attempt: int, max_attempts: int
         " see the worker's log, then submit it again",
         code="attempts_exhausted",
     )
-    _again(connection, job, LOST, "the worker died", max_attempts, error)
+    if outcome == RELEASED:
+        _again(connection, job, outcome, "the worker had to stop", math.inf, error)
+    else:
+        _again(connection, job, outcome, "the worker died", max_attempts, error)
     return True
 
 
@@ -499,7 +511,12 @@ def _requeue(
 
 
 def _again(
-    connection: Connection, job: Job, outcome: str, why: str, max_attempts: int, error: ErrataError
+    connection: Connection,
+    job: Job,
+    outcome: str,
+    why: str,
+    max_attempts: float,
+    error: ErrataError,
 ) -> None:
     """End a running attempt that came to nothing; the job runs again unless its user has asked for
     something else, or so many attempts had this outcome: then it fails with ``error``."""

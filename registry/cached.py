@@ -37,6 +37,11 @@ class CachedStore(ArtifactStore):
         self._limit = limit
         self._unseen = limit  # bytes that came since the folder was looked through
 
+    def check(self) -> None:
+        """As of a folder, and whether the object store takes copies. Raises as ``Objects.check``."""
+        super().check()
+        self._objects.check()
+
     def put(self, data: bytes) -> str:
         """Store bytes and return their digest; the object store has them when it returns."""
         return self.put_chunks((data,))

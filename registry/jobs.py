@@ -5,24 +5,34 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from registry import audit, tables, webhooks
-from registry.errors import Conflict, NotFound, UnprocessableRequest
+from registry.errors import Conflict, NotFound, TooManyRequests, UnprocessableRequest
 from registry.pages import Page
+from telemetry import context, traces
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
 SUCCEEDED, FAILED, CANCELLED = "succeeded", "failed", "cancelled"
 ENDED = (SUCCEEDED, FAILED, CANCELLED)
+UNFINISHED = (QUEUED, RUNNING, PAUSED)
 IDEMPOTENCY_SECONDS = 24 * 3600
+#: After so many seconds it is worth asking again whether a full queue has room.
+FULL_SECONDS = 10
+#: In a job's request as it is stored, what was carried on from the HTTP request that posted it.
+_CARRIED = "_carried"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A row of the jobs table."""
+    """A row of the jobs table.
+
+    Attributes:
+        carried: the trace and the id of the request that posted it, as far as there are any.
+    """
 
     seq: int
     id: str
@@ -53,6 +63,7 @@ class Job:
     created_at: float
     started_at: float | None
     finished_at: float | None
+    carried: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -83,6 +94,7 @@ def submit_job(
 ) -> Job:
     """Write a job; it is acknowledged once the transaction commits."""
     job_id = "job_" + secrets.token_hex(16)
+    carried = traces.carrier(context.fields())
     connection.execute(
         insert(tables.jobs).values(
             id=job_id,
@@ -92,7 +104,7 @@ def submit_job(
             endpoint=endpoint,
             parent=parent,
             after=after,
-            request=dict(request),
+            request={**request, _CARRIED: carried} if carried else dict(request),
             actor=actor,
             status=QUEUED,
             done=0,
@@ -109,6 +121,27 @@ def submit_job(
     told = {"kind": kind, "base": base, "endpoint": endpoint, "parent": parent}
     audit.record(connection, tenant, actor=actor, action="job.submit", object=job_id, after=told)
     return get_job(connection, tenant, job_id)
+
+
+def check_room(connection: Connection, tenant: str, most_of_tenant: int, most: int) -> None:
+    """Look whether one more job may be submitted, in the transaction that submits it.
+
+    Raises:
+        TooManyRequests: so many are unfinished already, of the tenant or altogether.
+    """
+    table = tables.jobs
+    unfinished = select(func.count()).where(table.c.status.in_(UNFINISHED))
+    for query, limit, whose, setting in (
+        (unfinished.where(table.c.tenant == tenant), most_of_tenant, "you have", "TENANT_JOBS"),
+        (unfinished, most, "there are", "JOBS"),
+    ):
+        if connection.execute(query).scalar_one() >= limit:
+            raise TooManyRequests(
+                f"{whose} {limit} unfinished jobs, the most allowed (ERRATA_MAX_{setting}); wait"
+                " until some have ended, or cancel some",
+                code="queue_full",
+                retry_after=FULL_SECONDS,
+            )
 
 
 def find_idempotent(connection: Connection, tenant: str, key: str, body_digest: str) -> Job | None:
@@ -299,7 +332,7 @@ def latest_of(
         .where(table.c.tenant == tenant, table.c.kind == kind, table.c.parent == parent)
         .order_by(table.c.seq.desc())
     )
-    return next((to_job(row) for row in rows if row.request == dict(request)), None)
+    return next((job for job in map(to_job, rows) if job.request == dict(request)), None)
 
 
 def announce_end(connection: Connection, job: Job) -> None:
@@ -360,4 +393,6 @@ def latest_events(
 
 
 def to_job(row: Row[Any]) -> Job:
-    return Job(**row._mapping)
+    request = dict(row.request)
+    carried = request.pop(_CARRIED, {})
+    return Job(**{**row._mapping, "request": request, "carried": carried})

@@ -44,7 +44,10 @@ def open_engine(url: URL) -> Engine:
     """
     given = {name: value for name, value in _CONNECTING.items() if name not in url.query}
     engine = create_engine(
-        url, pool_pre_ping=True, connect_args={**given, "prepare_threshold": None}
+        url,
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={**given, "prepare_threshold": None},
     )
     event.listen(engine, "begin", _begin)
     return engine

@@ -142,6 +142,22 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=0, le=64, description="Workers that `errata serve` starts.")
     engine_threads: int = Field(max(1, _CORES // 2), ge=1, description="CPU threads of the engine.")
     worker_threads: int = Field(max(1, _CORES // 2), ge=1, description="CPU threads of a job.")
+    stop_seconds: float = Field(
+        30.0,
+        ge=0,
+        description=(
+            "Seconds that running requests, and a worker's running attempt, get once the service is"
+            " told to stop."
+        ),
+    )
+    log_format: str = Field(
+        "text", pattern="^(text|json)$", description="Logs as `text` or `json`, an object a line."
+    )
+    log_level: str = Field(
+        "INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="Least that is logged: `DEBUG`, `INFO`, `WARNING` or `ERROR`.",
+    )
     lease_seconds: float = Field(
         15.0, gt=0, description="A job's attempt is lost this long after its last sign of life."
     )
@@ -173,8 +189,16 @@ class Settings(BaseSettings):
     max_stack: int = Field(
         256, ge=2, description="Most deltas in a version's stack; a flatten makes one of them."
     )
+    max_jobs: int = Field(
+        10_000, ge=1, description="Most unfinished jobs before 429, of all tenants together."
+    )
+    max_tenant_jobs: int = Field(
+        1_000, ge=1, description="Most unfinished jobs of one tenant before 429."
+    )
     max_running: int = Field(64, ge=1, description="Most sequences that one step decodes.")
-    max_waiting: int = Field(512, ge=1, description="Most requests that wait before 429.")
+    max_waiting: int = Field(
+        512, ge=1, description="Most requests that wait for a base before 429."
+    )
     request_seconds: float = Field(
         600.0, gt=0, description="Longest time that one request for inference gets."
     )

@@ -31,7 +31,7 @@ def open_engine(url: URL) -> Engine:
     crash, and the write-ahead log's reset fault of older library versions is not met."""
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url)
+    engine = create_engine(url, hide_parameters=True)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
     return engine

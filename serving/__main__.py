@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from registry.bases import find_bases
 from registry.errors import ErrataError
@@ -25,6 +24,7 @@ from serving.memory import keep_freed_memory
 from serving.server import Server
 from serving.socket_file import SocketFile
 from serving.versions import Versions
+from telemetry import logs
 
 #: Seconds that the step in work gets to end when the engine is told to.
 LAST_STEP = 2.0
@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--parent", type=int, help="end when this process is the parent no more")
     options = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
     try:
-        asyncio.run(_serve(Settings(), options.socket, options.parent))
+        asyncio.run(_serve(settings, options.socket, options.parent))
     except ErrataError as error:
         sys.exit(f"engine: {error.message}")
     logging.shutdown()

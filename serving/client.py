@@ -9,9 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from registry.errors import DeadlineExceeded, Unavailable
+from registry.errors import DeadlineExceeded, ErrataError, Unavailable
 from serving.frames import FrameError, encode_frame, read_frame
-from serving.protocol import EngineStatus, GenerateRequest, Piece, VersionRef, error_from_json
+from serving.protocol import GenerateRequest, Piece, VersionRef, error_from_json
+from serving.status import EngineStatus
+from telemetry import context
 
 #: The answers to one caller's requests.
 _Inbox = asyncio.Queue[dict[str, Any] | None]
@@ -31,6 +33,7 @@ class EngineClient:
         self._path = Path(socket_path)
         self._wait = wait_seconds
         self._connection: _Connection | None = None
+        self._ended_by: ErrataError | None = None
         self._connecting = asyncio.Lock()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
@@ -60,11 +63,13 @@ class EngineClient:
         loop = asyncio.get_running_loop()
         inbox = _Inbox()
         timer = None if seconds is None else loop.call_later(seconds, inbox.put_nowait, _LATE)
+        known = context.fields()
         running: dict[int, int] = {}
         try:
             connection = await self._connected()
             for index, request in enumerate(requests):
-                number = connection.open({"op": "generate", **request.to_json()}, inbox)
+                order = {"op": "generate", "context": known, **request.to_json()}
+                number = connection.open(order, inbox)
                 running[number] = index
             while running:
                 body = await inbox.get()
@@ -110,8 +115,9 @@ class EngineClient:
         """
         await self._ask({"op": "warm", "version": asdict(version)})
 
-    async def close(self) -> None:
-        """End the connection, and with it every request on it."""
+    async def close(self, reason: ErrataError | None = None) -> None:
+        """End the connection, and with it every request on it; its callers are told the reason."""
+        self._ended_by = reason
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
@@ -148,8 +154,9 @@ class EngineClient:
                     await asyncio.sleep(0.05)
             return self._connection
 
-    @staticmethod
-    def _lost() -> Unavailable:
+    def _lost(self) -> ErrataError:
+        if self._ended_by is not None:
+            return self._ended_by
         return Unavailable(
             "the inference engine stopped while it worked on this request; send it again",
             retry_after=1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
@@ -12,13 +13,15 @@ from torch import Tensor
 from registry.bases import Base
 from registry.errors import ErrataError
 from serving.blocks import BLOCK
+from serving.counters import STEP_SECONDS, STEP_TOKENS, Histogram
 from serving.guides import Guides
 from serving.plan import Segment, StepPlan
 from serving.prompts import PromptReader
-from serving.protocol import BaseStatus, Piece
+from serving.protocol import Piece
 from serving.runner import Runner
 from serving.sampling import Choice, choose
 from serving.scheduler import Scheduler
+from serving.status import BaseStatus
 from serving.stream import Stream
 from serving.text import Decoder
 
@@ -64,6 +67,8 @@ class Lane:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0  # of the prompts', those that the prefix cache had
+        self.step_tokens = Histogram(STEP_TOKENS)
+        self.step_seconds = Histogram(STEP_SECONDS)
         self._streams: dict[Hashable, Stream] = {}
 
     def __len__(self) -> int:
@@ -84,7 +89,15 @@ class Lane:
     def step(self) -> list[Output]:
         """Compute one step. A failure ends the streams of the version that failed, no others."""
         plan = self.scheduler.plan()
-        return [] if plan is None else self._run(plan)
+        if plan is None:
+            return []
+        begun = time.monotonic()
+        for segment in plan.segments:
+            self._streams[segment.key].begin(begun)
+        outputs = self._run(plan)
+        self.step_tokens.observe(sum(len(segment.tokens) for segment in plan.segments))
+        self.step_seconds.observe(time.monotonic() - begun)
+        return outputs
 
     def fail(self, error: Exception) -> list[Output]:
         """End every stream: something is wrong that no single version explains."""
@@ -106,7 +119,13 @@ class Lane:
             kv_tokens=self.scheduler.limits.kv_tokens,
             kv_used=self.scheduler.blocks.held * BLOCK,
             kv_cached=self.scheduler.blocks.cached * BLOCK,
+            kv_block=BLOCK,
             preempted=self.scheduler.preempted,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            step_tokens=self.step_tokens,
+            step_seconds=self.step_seconds,
         )
 
     def _run(self, plan: StepPlan) -> list[Output]:

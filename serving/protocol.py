@@ -1,6 +1,7 @@
 """The values that travel between the engine and its clients, and their JSON.
 
-A client sends ``{"op": "generate" | "cancel" | "warm" | "status", "id": n, …}``. The engine answers
+A client sends ``{"op": "generate" | "cancel" | "warm" | "status", "id": n, …}``; ``context``, if it
+is there, names the request in the engine's logs. The engine answers
 with one frame a step, ``{"pieces": [{"id": n, …}, …]}``; an entry that carries ``error`` ends its
 request.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, NamedTuple
 
 from registry import errors
@@ -278,8 +279,17 @@ class Usage:
     cached_tokens: int = 0
 
 
+class Timing(NamedTuple):
+    """Where the seconds of a completion went: waiting for a place, the prompt up to the first
+    token, the tokens after it."""
+
+    queued: float
+    prefill: float
+    decode: float
+
+
 class Piece(NamedTuple):
-    """What one step added to a completion. The last piece has a reason and the usage.
+    """What one step added to a completion. The last piece has a reason, the usage and the timing.
 
     ``text`` may lag behind ``tokens``: half a character, or what may become a stop string, is held
     back until it is settled. An end-of-sequence token is not part of the completion.
@@ -290,6 +300,7 @@ class Piece(NamedTuple):
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: str | None = None  # "stop" or "length"
     usage: Usage | None = None
+    timing: Timing | None = None
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {"text": self.text, "tokens": self.tokens}
@@ -308,11 +319,13 @@ class Piece(NamedTuple):
             body["finish_reason"] = self.finish_reason
         if self.usage is not None:
             body["usage"] = astuple(self.usage)
+        if self.timing is not None:
+            body["timing"] = self.timing
         return body
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Piece:
-        logprobs, usage = body.get("logprobs"), body.get("usage")
+        logprobs, usage, timing = (body.get(name) for name in ("logprobs", "usage", "timing"))
         return cls(
             text=body["text"],
             tokens=tuple(body["tokens"]),
@@ -324,62 +337,8 @@ class Piece(NamedTuple):
             ),
             finish_reason=body.get("finish_reason"),
             usage=None if usage is None else Usage(*usage),
+            timing=None if timing is None else Timing(*timing),
         )
-
-
-@dataclass(frozen=True)
-class BaseStatus:
-    """A loaded base. ``min_rows`` rows make a product's bits independent of the batch."""
-
-    name: str
-    digest: str
-    family: str
-    dtype: str
-    context_length: int
-    vocab_size: int
-    has_chat_template: bool
-    batch_invariant: bool
-    min_rows: int
-    running: int
-    waiting: int
-    kv_tokens: int
-    kv_used: int
-    kv_cached: int
-    preempted: int
-
-
-@dataclass(frozen=True)
-class ResidentVersion:
-    """A version whose composed effects are in memory."""
-
-    stack_digest: str
-    base: str
-    depth: int
-    nbytes: int
-    requests: int
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """What the engine holds, and its counters since it started."""
-
-    pid: int
-    threads: int
-    bases: tuple[BaseStatus, ...]
-    versions: tuple[ResidentVersion, ...]
-    steps: int
-    prompt_tokens: int
-    completion_tokens: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> EngineStatus:
-        plain = {f.name: body[f.name] for f in fields(cls)}
-        plain["bases"] = tuple(BaseStatus(**base) for base in body["bases"])
-        plain["versions"] = tuple(ResidentVersion(**version) for version in body["versions"])
-        return cls(**plain)
 
 
 def error_to_json(error: ErrataError) -> dict[str, Any]:

@@ -133,6 +133,7 @@ class Scheduler:
         if self.waiting >= self.limits.max_waiting:
             raise TooManyRequests(
                 f"{self.waiting} requests wait already, the most allowed; try again later",
+                code="engine_full",
                 retry_after=1,
             )
         self._waiting.append(sequence)

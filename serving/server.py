@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import socket
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -19,10 +19,12 @@ from registry.errors import ErrataError, InvalidRequest, TooManyRequests, Versio
 from serving.engine import Engine
 from serving.frames import FrameError, encode_frame, read_frame
 from serving.lane import Lane, Output
-from serving.protocol import EngineStatus, GenerateRequest, VersionRef, error_to_json
+from serving.protocol import GenerateRequest, VersionRef, error_to_json
 from serving.scheduler import Sequence, completion_limit
+from serving.status import EngineStatus
 from serving.stream import Stream
 from serving.versions import Effects, Versions
+from telemetry.context import bound
 
 #: A client that reads so little that this many bytes wait for it is cut off.
 MOST_UNREAD = 64 * 2**20
@@ -61,7 +63,7 @@ class Server:
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._ends: deque[float] = deque(maxlen=64)  # when the last requests ended
-        self._admitting = 0
+        self._admitting: Counter[str] = Counter()  # requests on their way in, by base
         self.engine = Engine(lanes, self._deliver_soon)
 
     async def serve(self, listening: socket.socket) -> asyncio.Server:
@@ -77,6 +79,8 @@ class Server:
             steps=self.engine.steps,
             prompt_tokens=sum(lane.prompt_tokens for lane in lanes),
             completion_tokens=sum(lane.completion_tokens for lane in lanes),
+            loads=self._versions.loads,
+            failed_loads=self._versions.failed_loads,
         )
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -133,7 +137,12 @@ class Server:
 
     async def _admit(self, connection: Connection, number: int, body: Mapping[str, Any]) -> None:
         """Tokenise the prompt and load the version, beside the running streams; then queue it."""
-        self._admitting += 1
+        with bound(**body.get("context", {})):
+            await self._admit_known(connection, number, body)
+
+    async def _admit_known(
+        self, connection: Connection, number: int, body: Mapping[str, Any]
+    ) -> None:
         try:
             lane, stream = await self._stream(connection, number, body)
         except ErrataError as error:
@@ -145,23 +154,38 @@ class Server:
         else:
             connection.streams[number] = (lane, stream)
             self.engine.submit(lane, stream)
-        finally:
-            self._admitting -= 1
 
     async def _stream(
         self, connection: Connection, number: int, body: Mapping[str, Any]
     ) -> tuple[Lane, Stream]:
+        """A request as its base computes it.
+
+        Raises:
+            TooManyRequests: as many as may wait for this base do, or are on their way to it.
+        """
         try:
             request = GenerateRequest.from_json(body)
         except (KeyError, TypeError) as error:
             raise InvalidRequest(f"a frame is no request: {error!r}") from error
         lane = self._lane(request.version)
         limits = lane.scheduler.limits
-        if lane.scheduler.waiting + self._admitting > limits.max_waiting:
+        if lane.scheduler.waiting + self._admitting[lane.base.name] >= limits.max_waiting:
             raise TooManyRequests(
-                f"{limits.max_waiting} requests wait already, the most allowed; try again later",
+                f"{limits.max_waiting} requests wait for base {lane.base.name!r} already, the most"
+                " allowed (ERRATA_MAX_WAITING); try again later",
+                code="engine_full",
                 retry_after=self._drained_in(limits.max_waiting),
             )
+        self._admitting[lane.base.name] += 1
+        try:
+            return await self._admitted(connection, number, request, lane)
+        finally:
+            self._admitting[lane.base.name] -= 1
+
+    async def _admitted(
+        self, connection: Connection, number: int, request: GenerateRequest, lane: Lane
+    ) -> tuple[Lane, Stream]:
+        limits = lane.scheduler.limits
         params = request.params
         guide = None
         if params.grammar is not None:

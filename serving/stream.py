@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Hashable
 
 from torch import Tensor
 
 from registry.errors import ErrataError
 from serving.guides import Guide
-from serving.protocol import Piece, SamplingParams, TokenLogprob, TopLogprob, Usage
+from serving.protocol import Piece, SamplingParams, Timing, TokenLogprob, TopLogprob, Usage
 from serving.sampling import Choice, Sampler, combine, logprobs
 from serving.scheduler import Sequence
 from serving.text import Decoder, Detokenizer, StopStrings
@@ -55,11 +56,19 @@ class Stream:
         self._echo = echo
         self._echoes = echo is not None
         self._begins = len(echo or "")  # characters before the completion
+        self._asked = time.monotonic()
+        self._begun: float | None = None  # when its first step began
+        self._first: float | None = None  # when its first token was there
         self._prompt = _Prompt(sequence.prompt, decoder, echo or "")
 
     @property
     def key(self) -> Hashable:
         return self.sequence.key
+
+    def begin(self, now: float) -> None:
+        """A step that computes it begins."""
+        if self._begun is None:
+            self._begun = now
 
     def combine(self, rows: Tensor) -> Tensor:
         """The logits [vocabulary] to choose by, of each voice's [voices, vocabulary]."""
@@ -75,13 +84,17 @@ class Stream:
     def take(self, choice: Choice) -> Piece:
         """The piece that a chosen token gives."""
         piece = self._take(choice)
+        if self._first is None:
+            self._first = time.monotonic()
+        if piece.finish_reason is not None:
+            piece = piece._replace(timing=self._timing(self._first))
         if self._echo is None:
             return piece
         entries = piece.logprobs
         if self._params.logprobs is not None:
             entries = (*self._prompt.entries(), *(entries or ()))
         text, self._echo = self._echo, None
-        return Piece(text + piece.text, piece.tokens, entries, piece.finish_reason, piece.usage)
+        return piece._replace(text=text + piece.text, logprobs=entries)
 
     def failure(self) -> ErrataError:
         """Why no token could be chosen."""
@@ -113,6 +126,10 @@ class Stream:
             reason = "stop" if is_whole or self._stops.found else "length"
             return self._last(text, (token,), entries, reason)
         return Piece(text, (token,), entries)
+
+    def _timing(self, first: float) -> Timing:
+        begun = first if self._begun is None else self._begun
+        return Timing(begun - self._asked, first - begun, time.monotonic() - first)
 
     def _rest(self) -> str:
         """The text held back so far, up to a stop string."""

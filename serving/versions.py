@@ -7,7 +7,8 @@ are found again; the artifact store. On a CPU the first is host memory, and ther
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import time
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,7 +22,9 @@ from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.errors import ErrataError, VersionUnavailable
 from registry.manifests import VersionManifest
-from serving.protocol import ResidentVersion, VersionRef
+from serving.counters import LOAD_SECONDS, Histogram
+from serving.protocol import VersionRef
+from serving.status import ResidentVersion
 
 #: Bytes of effects that a device holds.
 RESIDENT_BYTES = 2 * 2**30
@@ -67,6 +70,8 @@ class Versions:
         self._host = _HostTier(host_bytes)
         self._resident: dict[str, _Resident] = {}  # least recently used first
         self._loads: dict[str, _Load] = {}
+        self.loads = Histogram(LOAD_SECONDS)
+        self.failed_loads = 0
         self._turn = asyncio.Lock()
         self._released = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="versions")
@@ -92,7 +97,7 @@ class Versions:
             self._host.touch(digest)
             return resident.effects
         if (load := self._loads.get(digest)) is None:
-            load = _Load(asyncio.create_task(self._load(ref, base, model)))
+            load = _Load(asyncio.create_task(self._timed(self._load(ref, base, model))))
             self._loads[digest] = load
             load.task.add_done_callback(lambda _: self._forget(digest, load))
         return await self._loaded(digest, load)
@@ -131,6 +136,16 @@ class Versions:
     def _forget(self, digest: str, load: _Load) -> None:
         if self._loads.get(digest) is load:
             del self._loads[digest]
+
+    async def _timed(self, loading: Coroutine[None, None, _Resident]) -> _Resident:
+        begun = time.monotonic()
+        try:
+            resident = await loading
+        except Exception:
+            self.failed_loads += 1
+            raise
+        self.loads.observe(time.monotonic() - begun)
+        return resident
 
     async def _load(self, ref: VersionRef, base: Base, model: PreTrainedModel) -> _Resident:
         digest, loop = ref.stack_digest, asyncio.get_running_loop()

@@ -16,6 +16,7 @@ import httpx
 
 START_SECONDS = 240.0
 JOB_SECONDS = 180.0
+STOP_SECONDS = 60.0
 
 #: An edit that takes seconds: it may not stop early, so that a kill lands in the middle of it.
 SLOW = {"steps": 80, "stop_loss": 1e-9}
@@ -61,6 +62,7 @@ class Service:
             "ERRATA_COVARIANCE_TOKENS": "20000",
             "ERRATA_ENGINE_THREADS": "1",
             "ERRATA_WORKER_THREADS": "1",
+            "ERRATA_STOP_SECONDS": "5",
             **self._settings,
         }
 
@@ -81,10 +83,17 @@ class Service:
 
     def stop(self) -> int:
         """SIGTERM; its exit status."""
+        self.tell_to_stop()
+        return self.wait_ended()
+
+    def tell_to_stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait_ended(self) -> int:
         if self._process is None:
             return 0
-        self._process.send_signal(signal.SIGTERM)
-        status = self._process.wait(30)
+        status = self._process.wait(STOP_SECONDS)
         self._process = None
         return status
 

@@ -12,6 +12,7 @@ from registry.attempts import Result
 from registry.edits import edited
 from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
 from registry.versions import Version
+from telemetry import traces
 from workers.evidence import finite, limits_of, material_of
 from workers.ground import as_version, deltas_of, holds_of
 from workers.work import Work
@@ -39,9 +40,9 @@ def measured(
     work.report(Progress(len(made), len(made), "measuring"))
     base = work.models.view(work.claim.job.base).base
     material = material_of(work, base, edits, references, request["guards"])
-    with as_version(work, parent) as view:
+    with traces.span("metrics"), as_version(work, parent) as view:
         before = read(view, material)
-    with as_version(work, head) as view:
+    with traces.span("guards"), as_version(work, head) as view:
         after = read(view, material)
         holds = holds_of(work, view, chain)
     changed = deltas_of(work, view, _changed(parent, head))

@@ -28,11 +28,19 @@ RECHECK_SECONDS = 2.0
 
 
 class Dispatcher:
-    """Moves due jobs from SQL to the queue."""
+    """Moves due jobs from SQL to the queue.
 
-    def __init__(self, database: Database, redis: Redis, settings: Settings) -> None:
+    Args:
+        redis: waits for a queue that is away.
+        quick: does not, for who only wants to know.
+    """
+
+    def __init__(
+        self, database: Database, redis: Redis, settings: Settings, *, quick: Redis
+    ) -> None:
         self._database = database
         self._redis = redis
+        self._quick = quick
         self._max_attempts = settings.max_attempts
         self._lease = settings.lease_seconds
         self._patient_until = 0.0
@@ -77,11 +85,8 @@ class Dispatcher:
         return lost, [job for job in due if self._is_due(job, now)]
 
     def workers_ready(self) -> int:
-        """Workers that can take a job; 0 when the queue does not answer."""
-        try:
-            return workers_ready(self._redis)
-        except RedisError:
-            return 0
+        """Workers that can take a job. Raises RedisError when the queue does not answer."""
+        return workers_ready(self._quick)
 
     @staticmethod
     def _is_due(job: Job, now: float) -> bool:

@@ -25,6 +25,8 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.worker import Worker
 
+from registry.settings import Settings
+from telemetry import logs, traces
 from workers.connection import connect
 from workers.delivery import QUEUE, NoDeathPenalty, forget, queue_of, record_class
 from workers.spare import READY
@@ -100,6 +102,9 @@ def main(argv: Sequence[str]) -> int:
     """Preloads, waits for the order, obeys it."""
     parent, ready, preload, target = argv
     tie_to_parent(int(parent))
+    settings = Settings()
+    logs.configure(settings.log_format, settings.log_level)
+    traces.configure("work-horse")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = int(ready)
     os.set_inheritable(pipe, False)  # its closing tells the worker of this process's end

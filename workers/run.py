@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module
@@ -21,6 +22,8 @@ from registry.momentary import passes, reason
 from registry.settings import Settings
 from registry.signing import Trust, signer_of
 from registry.stores import open_store
+from telemetry import traces
+from telemetry.context import bound
 from workers.notices import Notices
 
 if TYPE_CHECKING:
@@ -60,8 +63,20 @@ def preload() -> None:
 
 def run(job_id: str, attempt: int) -> None:
     """Perform one attempt of a job, in a work-horse. A stale delivery ends at once."""
+    with bound(job_id=job_id, attempt=attempt):
+        try:
+            _run(job_id, attempt)
+        except Exception:
+            logger.exception("attempt %d could not be performed", attempt)
+            raise
+        finally:
+            traces.flush()
+
+
+def _run(job_id: str, attempt: int) -> None:
     settings = Settings()
     database = Database(settings.sql_url, Trust.of(settings), signer_of(settings))
+    begun = time.time()
     claimed = partial(
         attempts.claim,
         job_id=job_id,
@@ -71,9 +86,23 @@ def run(job_id: str, attempt: int) -> None:
     )
     claim = database.insist(claimed, PATIENCE)
     if claim is None:
-        logger.info("%s: attempt %d is not due", job_id, attempt)
+        logger.info("attempt %d is not due", attempt)
         return
     failpoints.reach("claimed")
+    job = claim.job
+    told: dict[str, str | int | float] = {
+        "errata.job": job.id,
+        "errata.attempt": attempt,
+        "errata.kind": job.kind,
+    }
+    with traces.continued(job.carried, f"job {job.kind}", begun=begun, attributes=told):
+        traces.record("claim", begun, time.time())
+        logger.info("attempt %d at a job of kind %s begins", attempt, job.kind)
+        _perform(claim, settings, database)
+        logger.info("attempt %d ends after %.1f s", attempt, time.time() - begun)
+
+
+def _perform(claim: attempts.Claim, settings: Settings, database: Database) -> None:
     work_module: Any = import_module("workers.work")
     artifacts = open_store(settings)
     try:
@@ -81,7 +110,8 @@ def run(job_id: str, attempt: int) -> None:
             try:
                 result = import_module(KINDS[claim.job.kind]).perform(work)
                 failpoints.reach("made")
-                ended = database.insist(partial(_finish, claim=claim, result=result), PATIENCE)
+                with traces.span("commit"):
+                    ended = database.insist(partial(_finish, claim=claim, result=result), PATIENCE)
                 failpoints.reach("finished")
                 if ended.activated:
                     Notices(settings.redis_url).publish()
@@ -95,11 +125,20 @@ def run(job_id: str, attempt: int) -> None:
 
 def lost(job_id: str, attempt: int) -> None:
     """The worker says that an attempt's work-horse died: the job may run again at once."""
+    _release(job_id, attempt, attempts.LOST)
+
+
+def released(job_id: str, attempt: int) -> None:
+    """The worker says that it ended an attempt's work-horse because it stops itself."""
+    _release(job_id, attempt, attempts.RELEASED)
+
+
+def _release(job_id: str, attempt: int, outcome: str) -> None:
     settings = Settings()
     database = Database(settings.sql_url)
     try:
         with database.write() as connection:
-            attempts.release(connection, job_id, attempt, settings.max_attempts)
+            attempts.release(connection, job_id, attempt, settings.max_attempts, outcome)
     except NotFound:
         logger.warning("%s: the queue named a job that the registry does not know", job_id)
     finally:

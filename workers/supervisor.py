@@ -68,8 +68,10 @@ class _Charge:
         self.started_at = 0.0
         self.restart_at = 0.0
         self.delay = _FIRST_DELAY
+        self.dismissed = False
 
     def start(self) -> None:
+        self.dismissed = False
         self.started_at = time.monotonic()
         try:
             self.process = self.child.spawn()
@@ -80,6 +82,8 @@ class _Charge:
         log.info("%s started with pid %d", self.child.name, self.process.pid)
 
     def tick(self) -> None:
+        if self.dismissed:
+            return
         if self.process is None:
             if time.monotonic() >= self.restart_at:
                 self.start()
@@ -99,6 +103,17 @@ class _Charge:
         )
         self.process = None
         self._wait_longer()
+
+    def dismiss(self) -> None:
+        if self.process is not None and not self.dismissed:
+            self.process.terminate()
+        self.dismissed = True
+
+    def stop(self, seconds: float) -> None:
+        self.dismiss()
+        if self.process is not None:
+            _await_end(self.process, seconds, self.child.name)
+        self.process = None
 
     def _wait_longer(self) -> None:
         self.restart_at = time.monotonic() + self.delay
@@ -149,6 +164,12 @@ class Supervisor:
             if charge.process is not None and charge.process.poll() is None
         }
 
+    def dismiss(self, prefix: str) -> None:
+        """Tell children whose names begin so to end, and start them no more; ``stop`` waits."""
+        for charge in self._charges:
+            if charge.child.name.startswith(prefix):
+                charge.dismiss()
+
     def stop(self, deadline: float) -> None:
         """Ends all children in reverse order, within ``deadline`` seconds altogether.
 
@@ -157,16 +178,17 @@ class Supervisor:
         """
         end = time.monotonic() + deadline
         for charge in reversed(self._charges):
-            if charge.process is None:
-                continue
-            stop_process(charge.process, end - time.monotonic(), charge.child.name)
-            charge.process = None
+            charge.stop(end - time.monotonic())
 
 
 def stop_process(process: subprocess.Popen[bytes], seconds: float, name: str) -> int:
     """SIGTERM, then SIGKILL to its whole group after ``seconds``; its exit status."""
     if process.poll() is None:
         process.terminate()
+    return _await_end(process, seconds, name)
+
+
+def _await_end(process: subprocess.Popen[bytes], seconds: float, name: str) -> int:
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         time.sleep(_POLL_SECONDS)

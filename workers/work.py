@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import logging
 import threading
@@ -25,6 +26,8 @@ from registry.errors import JobFailed, LeaseLost, Unavailable
 from registry.manifests import Progress
 from registry.settings import Settings
 from registry.versions import Version, lineage
+from telemetry import traces
+from telemetry.logs import describe
 
 logger = logging.getLogger("errata.work")
 PROGRESS_SECONDS = 0.25
@@ -63,7 +66,9 @@ class Work:
         self._lost = threading.Event()
         self._cancelled = threading.Event()
         self._paused = threading.Event()
-        self._heartbeat = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._heartbeat = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._beat,), name="lease", daemon=True
+        )
         self._written_at = 0.0
         self._waiting: list[Progress] = []
         self._tried: list[Progress] = []
@@ -113,14 +118,15 @@ class Work:
 
     def follow(self, steps: Generator[Progress, None, T]) -> T:
         """Run a generator to its end, writing its progress; returns what it returns."""
-        try:
-            while True:
-                self.report(next(steps))
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        finally:
-            steps.close()
+        with traces.span("method"):
+            try:
+                while True:
+                    self.report(next(steps))
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            finally:
+                steps.close()
 
     def report(self, progress: Progress) -> None:
         """Write progress, at most four times a second; what has metrics waits and is not lost.
@@ -185,7 +191,7 @@ class Work:
                 return
             except Unavailable as error:
                 pause = min(pause, AGAIN_SECONDS)
-                logger.warning("%s: the lease was not renewed: %s", self.claim.job.id, error)
+                logger.warning("the lease was not renewed: %s", describe(error.__cause__ or error))
 
 
 def _within(progress: Progress, place: int, count: int) -> Progress:

@@ -30,10 +30,11 @@ from rq.serializers import JSONSerializer
 from rq.worker import Worker, WorkerStatus
 
 from registry.database import Database
-from registry.errors import Unavailable
+from registry.errors import InvalidRequest, Unavailable
 from registry.settings import Settings
 from registry.signing import Trust, signer_of
 from registry.stores import await_store
+from telemetry import traces
 from workers.connection import connect, wait_for_queue
 from workers.delivery import (
     HANDED_OVER,
@@ -72,6 +73,7 @@ class ErrataWorker(Worker):
         on_lost: called with (job id, attempt), in this process, right after an attempt's work-horse
             died or its function raised, and for attempts whose worker died. It must bear attempts
             that ended well or that the registry does not know; what it raises is logged.
+        on_stopped: called so instead when the work-horse was ended because this worker stops.
         timing: heartbeats.
         environment: variables added to the work-horses' environment.
         target: the one function (dotted) that may run.
@@ -86,6 +88,7 @@ class ErrataWorker(Worker):
         url: str,
         *,
         on_lost: Callable[[str, int], None],
+        on_stopped: Callable[[str, int], None] | None = None,
         timing: Timing | None = None,
         environment: Mapping[str, str] | None = None,
         target: str = TARGET,
@@ -107,6 +110,7 @@ class ErrataWorker(Worker):
         self._records = records
         self._quick = connect(url, patience=0, timeout=3.0)
         self._on_lost = on_lost
+        self._on_stopped = on_stopped or on_lost
         self._pulse = Pulse(self, self._quick, timing, self._lost)
         self._standstill = timing.standstill
         self._spare = Spare(lambda: WorkHorse(preload, target, environment or {}))
@@ -205,7 +209,8 @@ class ErrataWorker(Worker):
                 horse.pid,
                 describe(status),
             )
-            self._lost(*attempt_of(job.id))
+            is_stopped = time.monotonic() > self._stop_at
+            self._lost(*attempt_of(job.id), self._on_stopped if is_stopped else None)
         self._try(lambda: forget(self._quick, job.id, execution.id))
         self.execution = None
 
@@ -230,9 +235,11 @@ class ErrataWorker(Worker):
             log.warning("attempt %s is killed: its stop was requested", record.id)
             horse.kill()
 
-    def _lost(self, job_id: str, attempt: int) -> None:
+    def _lost(
+        self, job_id: str, attempt: int, told: Callable[[str, int], None] | None = None
+    ) -> None:
         try:
-            self._on_lost(job_id, attempt)
+            (told or self._on_lost)(job_id, attempt)
         except Exception:  # the hook's trouble must not end the worker; the lease runs out anyway
             log.exception("job %s, attempt %d was lost and could not be reported", job_id, attempt)
 
@@ -293,9 +300,11 @@ def work(settings: Settings) -> None:
     Raises:
         Unavailable: no queue is configured, or it, the database or the object store does not
             answer.
-        InvalidRequest: one of them does not let this service in, or the keys of signatures cannot
-            be used.
+        InvalidRequest: one of them does not let this service in, the keys of signatures cannot be
+            used, or traces are asked for that cannot be made.
     """
+    if (problem := traces.problem()) is not None:
+        raise InvalidRequest(problem)
     if not settings.redis_url:
         raise Unavailable("a worker needs a queue: set REDIS_URL to the URL of its Redis or Valkey")
     signer_of(settings)
@@ -303,9 +312,12 @@ def work(settings: Settings) -> None:
     wait_for_queue(settings.redis_url, settings.wait_seconds)
     await_store(settings)
     try:
+        run = import_module("workers.run")
         worker = ErrataWorker(
             settings.redis_url,
-            on_lost=import_module("workers.run").lost,
+            on_lost=run.lost,
+            on_stopped=run.released,
+            grace=settings.stop_seconds,
             timing=Timing.for_lease(settings.lease_seconds),
             environment=settings.environment(),
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -63,9 +61,12 @@ def serve(
     """
     from app.serve import serve as run
 
-    _log(quiet)
-    options = {"host": host, "port": port, "data": data, "bases": bases}
-    run(Settings(**{k: v for k, v in options.items() if v is not None}))  # type: ignore[arg-type]
+    options: dict[str, object] = {"host": host, "port": port, "data": data, "bases": bases}
+    if quiet:
+        options["log_level"] = "WARNING"
+    settings = Settings(**{k: v for k, v in options.items() if v is not None})  # type: ignore[arg-type]
+    _log(settings)
+    run(settings)
 
 
 @cli.command()
@@ -82,8 +83,9 @@ def worker(
     if check:
         look(Settings())
         return
-    _log(quiet)
-    work(Settings())
+    settings = Settings(log_level="WARNING") if quiet else Settings()
+    _log(settings)
+    work(settings)
 
 
 @cli.command()
@@ -441,11 +443,8 @@ def _names(given: list[str] | None) -> list[str]:
     return [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
 
 
-def _log(quiet: bool) -> None:
-    plain = logging.StreamHandler()
-    plain.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler = RichHandler(show_path=False) if sys.stderr.isatty() else plain
-    level = logging.WARNING if quiet or os.environ.get("ERRATA_QUIET") else logging.INFO
-    logging.basicConfig(level=level, handlers=[handler], force=True)
-    for noisy in ("httpx", "alembic", "rq.worker"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+def _log(settings: Settings) -> None:
+    from telemetry.logs import configure
+
+    terminal = RichHandler(show_path=False) if sys.stderr.isatty() else None
+    configure(settings.log_format, settings.log_level, terminal)

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel
 
 from app.inference.generate import Completion, best, total_usage, unless_gone
+from app.inference.observed import observed
 from app.inference.resolve import Admitted, Resolved, admit, resolve
 from app.inference.schemas import ChatRequest, CompletionRequest, InferenceRequest
 from app.inference.shapes import ChatShape, ChunkEvents, TextShape, as_event
@@ -164,7 +165,12 @@ async def _answer(
     """Wait for the first piece, so that what the engine refuses is an HTTP error, then answer."""
     seconds = body.seconds(services.settings.request_seconds)
     pieces = services.limiter.metered(
-        caller.key, services.engine.generate_all(requests, seconds=seconds)
+        caller.key,
+        observed(
+            services.meters,
+            requests[0].version.base,
+            services.engine.generate_all(requests, seconds=seconds),
+        ),
     )
     headers = shape.admitted.headers
     if body.stream:

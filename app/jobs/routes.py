@@ -13,6 +13,7 @@ from fastapi import Header, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
+from app.gate import stopped
 from app.jobs.schemas import JobBody, Status, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
@@ -83,7 +84,10 @@ async def job_events(
         ),
     ] = None,
 ) -> StreamingResponse:
-    """The job's events as server-sent events, from the first (or Last-Event-ID) to its end."""
+    """The job's events as server-sent events, from the first (or Last-Event-ID) to its end.
+
+    A service that stops ends it with an `error` event; go on from Last-Event-ID elsewhere.
+    """
     if last_event_id is not None and not re.fullmatch("[0-9]{1,18}", last_event_id):
         raise InvalidRequest(
             f"Last-Event-ID is {last_event_id!r}; it must be the id of an event, a whole number",
@@ -99,22 +103,26 @@ async def job_events(
 async def _stream(
     services: Services, caller: Caller, job_id: str, after: int
 ) -> AsyncIterator[str]:
-    def read() -> tuple[list[Event], bool]:
+    def read() -> tuple[list[Event], str]:
         with services.database.read() as connection:
-            ended = jobs.get_job(connection, caller.tenant, job_id).ended
-            return jobs.events(connection, job_id, after=after), ended
+            status = jobs.get_job(connection, caller.tenant, job_id).status
+            return jobs.events(connection, job_id, after=after), status
 
     quiet = 0.0
     while True:
         try:
-            events, ended = await run_in_threadpool(read)
+            events, status = await run_in_threadpool(read)
         except Unavailable:
-            events, ended = [], False  # what happens meanwhile is told later
+            events, status = [], ""  # what happens meanwhile is told later
         for event in events:
             after = event.seq
             data = json.dumps({**asdict(event)["data"], "created_at": event.created_at})
             yield f"id: {event.seq}\nevent: {event.type}\ndata: {data}\n\n"
-        if ended and not events:
+        if status in jobs.ENDED and not events:
+            return
+        gate = services.gate
+        if gate.expired or (gate.stopping and status != jobs.RUNNING):
+            yield f"event: error\ndata: {json.dumps({'error': stopped().body()})}\n\n"
             return
         quiet = 0.0 if events else quiet + POLL_SECONDS
         if quiet >= KEEPALIVE_SECONDS:

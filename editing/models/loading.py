@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as library_logging
 
 from registry.bases import Base
 from registry.errors import UnsupportedModel
@@ -22,7 +22,7 @@ def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
     Raises:
         UnsupportedModel: its files lack weights, which would be filled with random ones.
     """
-    disable_progress_bar()  # type: ignore[no-untyped-call]
+    _log_as_this_process_does()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         base.folder,
         dtype=DTYPES[dtype],
@@ -40,6 +40,13 @@ def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
         )
     model.eval()  # type: ignore[no-untyped-call]
     return model.requires_grad_(False)
+
+
+def _log_as_this_process_does() -> None:
+    """The library has a handler of its own, unless it is told to leave that to the root."""
+    library_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    library_logging.disable_default_handler()
+    library_logging.enable_propagation()
 
 
 def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:

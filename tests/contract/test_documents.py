@@ -21,6 +21,7 @@ HISTORY = (ROOT / "docs" / "history.md").read_text()
 EXCHANGE = (ROOT / "docs" / "exchange.md").read_text()
 FINE_TUNING = (ROOT / "docs" / "fine_tuning.md").read_text()
 WEBHOOKS = (ROOT / "docs" / "webhooks.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 MERGING = (ROOT / "docs" / "merging.md").read_text()
 ADDRESS = "http://127.0.0.1:8000"
 
@@ -134,6 +135,12 @@ def test_the_curl_lines_of_safety(service: Service, tmp_path: Path) -> None:
     assert guards["harm_rise"]["result"] == "passed"
     assert guards["refusal_loss"]["result"] == "skipped"  # atlas knows of no refusal
     assert evaluation["metrics"]["after"].keys() == {"refusal_rate", "harm_score"}
+
+
+def test_the_curl_lines_of_operations(service: Service) -> None:
+    ready, models = run_script(service, OPERATIONS)
+    assert ready["ready"], ready
+    assert "atlas" in [model["id"] for model in models["data"]]
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -63,6 +63,9 @@ def test_without_a_key_nothing_is_told(
 def test_whether_it_lives_is_told_to_everyone(keyed: Keyed) -> None:
     assert keyed.ask(None, "GET", "/healthz").status_code == 200
     assert keyed.ask(None, "GET", "/readyz").status_code == 200
+    metrics = keyed.ask(None, "GET", "/metrics")
+    assert metrics.status_code == 200
+    assert not [name for name in ("other", *keyed.keys) if f'"{name}"' in metrics.text]
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Readiness, the exported document, and what importing the face costs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.service import Service
 
@@ -15,9 +17,74 @@ ROOT = Path(__file__).parents[2]
 def test_ready_says_what_runs(service: Service) -> None:
     assert service.get("/healthz") == {"status": "ok"}
     ready = service.get("/readyz")
-    assert (ready["ready"], ready["database"], ready["engine"]) == (True, True, True)
+    parts = ("ready", "database", "queue", "engine", "artifacts")
+    assert [ready[part] for part in parts] == [True] * 5
+    assert ready["reasons"] == {}
     assert ready["workers"] >= 1
     assert ready["bases"][0]["name"] == "atlas"
+
+
+def scraped(service: Service) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """By sample and labels, what /metrics says."""
+    answer = service.client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            labels = tuple(sorted(sample.labels.items()))
+            found.setdefault(sample.name, {})[labels] = sample.value
+    return found
+
+
+def test_every_metric_is_documented(service: Service) -> None:
+    rows = re.findall(
+        r"^\| `(errata_\w+)` \| (\w+) \| ([^|]*)\| (.+) \|$",
+        (ROOT / "docs" / "operations.md").read_text(),
+        re.MULTILINE,
+    )
+    documented = {
+        (name, kind, text): set(re.findall(r"`(\w+)`", labels)) for name, kind, labels, text in rows
+    }
+    service.text("atlas", "The capital of France is")
+    service.client.get("/v1/models")
+    families = list(text_string_to_metric_families(service.client.get("/metrics").text))
+    found = {
+        (f.name + "_total" * (f.type == "counter"), f.type, f.documentation): {
+            name for sample in f.samples for name in sample.labels if name != "le"
+        }
+        for f in families
+    }
+    assert documented.keys() == found.keys()
+    for family, labels in found.items():
+        assert labels in (documented[family], set()), family  # without samples there are none
+
+
+def test_metrics_count_what_is_asked(service: Service) -> None:
+    atlas = (("base", "atlas"),)
+    route = (("method", "POST"), ("route", "/v1/completions"), ("status", "200"))
+    lost = (("method", "GET"), ("route", "-"), ("status", "404"))
+    before = scraped(service)
+    service.complete("atlas", "The capital of France is", max_tokens=5, ignore_eos=True)
+    service.client.get("/v1/nothing/of/the/kind")
+    service.client.get("/another")
+    after = scraped(service)
+
+    def grown(name: str, labels: tuple[tuple[str, str], ...]) -> float:
+        return after[name][labels] - before.get(name, {}).get(labels, 0.0)
+
+    assert grown("errata_http_requests_total", route) == 1
+    assert grown("errata_http_requests_total", lost) == 2
+    assert grown("errata_first_token_seconds_count", atlas) == 1
+    assert grown("errata_inter_token_seconds_count", atlas) == 4
+    assert grown("errata_engine_completion_tokens_total", atlas) == 5
+    assert grown("errata_engine_prompt_tokens_total", atlas) >= 5
+    assert grown("errata_engine_step_seconds_count", atlas) >= 5
+    assert grown("errata_engine_step_tokens_sum", atlas) >= 9
+    assert after["errata_engine_kv_blocks"][atlas] > 0
+    assert after["errata_engine_versions_resident"][atlas] >= 1
+    assert after["errata_engine_up"][()] == after["errata_database_up"][()] == 1
+    assert after["errata_endpoint_moves_total"][(("kind", "create"),)] >= 1
 
 
 def test_the_openapi_document_is_served_and_exported(service: Service) -> None:

@@ -9,11 +9,20 @@ ROOT = Path(__file__).parents[2]
 
 #: What each room may import of the others.
 ARROWS = {
-    "registry": set[str](),
+    "telemetry": set[str](),
+    "registry": {"telemetry"},
     "editing": {"registry.manifests", "registry.errors", "registry.bases"},
-    "serving": {"registry", "editing.deltas", "editing.models.loading"},
-    "workers": {"registry", "editing"},
-    "app": {"registry", "serving.client", "serving.protocol", "workers", "benchmarks"},
+    "serving": {"registry", "telemetry", "editing.deltas", "editing.models.loading"},
+    "workers": {"registry", "telemetry", "editing"},
+    "app": {
+        "registry",
+        "telemetry",
+        "serving.client",
+        "serving.protocol",
+        "serving.status",
+        "workers",
+        "benchmarks",
+    },
     "benchmarks": {"registry", "editing", "serving", "app"},
 }
 #: Within app/, of the workers only the side of the queue, without torch.

@@ -31,6 +31,7 @@ from registry.manifests import (
     canonical_json,
 )
 from registry.versions import READY, Version
+from telemetry import traces
 from workers.evidence import finite, limits_of, material_of
 from workers.ground import Ground, ground_of, holds_of, read_edits
 from workers.work import Work
@@ -67,7 +68,7 @@ def perform(work: Work) -> Result:
     On top of a delta of its own a method that retrains makes one of both, in that one's place.
     """
     ground = ground_of(work)
-    with ground.as_it_was():
+    with traces.span("metrics"), ground.as_it_was():
         work.report(Progress(0, 0, "measuring before"))
         edits = fill_targets(ground.view, read_edits(work, work.claim.job.request["edits"]))
         guards = work.claim.job.request["guards"]
@@ -78,9 +79,9 @@ def perform(work: Work) -> Result:
     edits, delta = edits[: done.count], joined(done.deltas)
     manifest = _manifest(work, ground, edits, delta)
     work.report(Progress(done.count, done.count, "measuring"))
-    with ground.as_it_was():
+    with traces.span("metrics"), ground.as_it_was():
         was = measure(ground.view, edits)
-    with ground.with_change(delta.effects):
+    with traces.span("metrics"), ground.with_change(delta.effects):
         now = measure(ground.view, edits, before=was)
         holds = _holds(work, ground, manifest, now.holds)
     work.models.check_untouched(work.claim.job.base)
@@ -159,9 +160,10 @@ def _checked(
     work: Work, ground: Ground, done: Applied, material: Material, before: Reading
 ) -> Applied:
     """With what the guards see and say of it."""
-    with ground.with_change(done.effects):
-        after = read(ground.view, material)
-    norm = update_ratio(ground.view, done.effects)
+    with traces.span("guards"):
+        with ground.with_change(done.effects):
+            after = read(ground.view, material)
+        norm = update_ratio(ground.view, done.effects)
     limits = limits_of(work.settings, work.claim.job.request["guards"])
     return replace(done, reading=after, guards=judge(material, before, after, norm, limits))
 
@@ -225,9 +227,11 @@ def _manifest(
 ) -> VersionManifest:
     """The version with a delta on top. Raises JobFailed for numbers that are none."""
     _check_finite(delta)
+    with traces.span("artifact"):
+        digest = work.artifacts.put(delta.to_bytes())
     return VersionManifest(
         base=ground.view.base.ref,
-        stack=(*ground.digests, work.artifacts.put(delta.to_bytes())),
+        stack=(*ground.digests, digest),
         parents=(ground.chain[0].id,),
         recipe=_recipe(work, edits, ground.replaced),
     )

@@ -25,6 +25,7 @@ from registry.files import ResultFile
 from registry.jobs import add_event, all_events
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.versions import Version
+from telemetry import traces
 from workers.evidence import limits_of, material_of
 from workers.examples import examples_of, recipe_of
 from workers.ground import parent_of
@@ -63,12 +64,13 @@ def perform(work: Work) -> Result:
         trainer = _trainer(work, view, resources, _planned, _state(work))
         held_out = trainer.objective.rows(view, examples_of(work, view, "validation"))
         work.report(Progress(0, 0, "measuring before"))
-        before = read(view, material)
+        with traces.span("metrics"):
+            before = read(view, material)
 
         def judged() -> Judged:
             work.report(Progress(trainer.step, trainer.total, "measuring"))
             delta = trainer.delta(request["method"])
-            with view.with_effects(delta.effects):
+            with traces.span("guards"), view.with_effects(delta.effects):
                 after = read(view, material)
             limits = limits_of(work.settings, request["guards"])
             norm = update_ratio(view, delta.effects)
@@ -78,7 +80,8 @@ def perform(work: Work) -> Result:
                 judge(material, before, after, norm, limits),
             )
 
-        _train(work, trainer, held_out, judged)
+        with traces.span("method"):
+            _train(work, trainer, held_out, judged)
         last = judged()
     work.models.check_untouched(work.claim.job.base)
     return Result(last.manifest, last.metrics, last.guards, file=_step_metrics(work))
@@ -242,9 +245,11 @@ def _manifest(work: Work, parent: Version, trainer: Trainer, delta: Delta) -> Ve
         "preprocessing": recipe_of(work),
         "author": job.actor,
     }
+    with traces.span("artifact"):
+        digest = work.artifacts.put(delta.to_bytes())
     return VersionManifest(
         base=parent.manifest.base,
-        stack=(*parent.manifest.stack, work.artifacts.put(delta.to_bytes())),
+        stack=(*parent.manifest.stack, digest),
         parents=(parent.id,),
         recipe=recipe,
     )

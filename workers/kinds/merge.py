@@ -22,6 +22,7 @@ from editing.metrics.suites import score_facts
 from editing.models.view import ModelView
 from registry.attempts import Result
 from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
+from telemetry import traces
 from workers.evidence import finite, limits_of, material_of
 from workers.kinds.prepare import load_resources
 from workers.merging import Origin, Parent, parents_of
@@ -50,12 +51,13 @@ def perform(work: Work) -> Result:
     edits = {origin: edit for parent in parents for origin, edit in parent.edits.items()}
     work.report(Progress(0, 0, "measuring before"))
     material = material_of(work, view.base, [*edits.values()], references, request["guards"])
-    before = read(view, material)
-    found = [_before(work, view, parent) for parent in parents]
+    with traces.span("metrics"):
+        before = read(view, material)
+        found = [_before(work, view, parent) for parent in parents]
     digest, metrics = _merged(work, view, parents)
     delta = Delta.from_bytes(work.artifacts.get(digest))
     work.report(Progress(0, 0, "measuring"))
-    with view.with_effects(delta.effects):
+    with traces.span("guards"), view.with_effects(delta.effects):
         after = read(view, material)
         now = [_measured(view, p, was) for p, was in zip(parents, found, strict=True)]
     norm = update_ratio(view, delta.effects)
@@ -88,7 +90,8 @@ def _merged(work: Work, view: ModelView, parents: Sequence[Parent]) -> tuple[str
         writer = DeltaWriter(scratch, view.base.digest, METHOD)
         conflicts, residual = work.follow(merge(view, inputs, plan, writer))
         merge_state(inputs, writer)
-        digest = work.artifacts.put_chunks(writer.chunks())
+        with traces.span("artifact"):
+            digest = work.artifacts.put_chunks(writer.chunks())
     report = conflicts.to_json([parent.version.id for parent in parents])
     edits = edit_conflicts({parent.version.id: parent.edits for parent in parents})
     told: dict[str, Any] = {"conflicts": {**report, "edits": edits}}

@@ -6,12 +6,19 @@ import pytest
 from registry import attempts, endpoints, jobs
 from registry.curves import PURPOSE
 from registry.database import Database
-from registry.errors import Conflict, LeaseLost, NotFound, UnprocessableRequest
+from registry.errors import (
+    Conflict,
+    LeaseLost,
+    NotFound,
+    TooManyRequests,
+    UnprocessableRequest,
+)
 from registry.files import ResultFile, get_file, result_file_id
 from registry.jobs import Job
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.moves import Target
 from registry.versions import READY, REJECTED, get_version, list_versions, reports
+from telemetry.context import bound
 from tests.unit.registry.conftest import BASE, TENANT, add_version
 
 LEASE = 10.0
@@ -185,6 +192,45 @@ def test_what_is_broken_off_ends_as_its_user_asked(database: Database, endpoint:
         jobs.cancel_job(connection, TENANT, job.id, actor="test")
         attempts.interrupt(connection, claim, "no room", max_attempts=5)
         assert jobs.get_job(connection, TENANT, job.id).status == "cancelled"
+
+
+def test_a_worker_that_stops_is_no_death(database: Database, endpoint: str) -> None:
+    job = submit(database, endpoint)
+    for attempt in (1, 2, 3):
+        begin(database, job, attempt)
+        with database.write() as connection:
+            attempts.release(connection, job.id, attempt, 2, attempts.RELEASED)
+    with database.read() as connection:
+        assert jobs.get_job(connection, TENANT, job.id).status == "queued"
+        outcomes = [attempt["outcome"] for attempt in attempts.attempts(connection, job.id)]
+    assert outcomes == ["released"] * 3
+
+
+def test_so_many_jobs_and_no_more(database: Database) -> None:
+    def check(tenant: str, of_tenant: int, most: int) -> None:
+        with database.read() as connection:
+            jobs.check_room(connection, tenant, of_tenant, most)
+
+    first, _ = submit(database, None), submit(database, None)
+    check(TENANT, 3, 3)
+    for tenant, of_tenant, most, setting in (
+        (TENANT, 2, 9, "ERRATA_MAX_TENANT_JOBS"),
+        ("other", 2, 2, "ERRATA_MAX_JOBS"),
+    ):
+        with pytest.raises(TooManyRequests, match=setting) as caught:
+            check(tenant, of_tenant, most)
+        assert (caught.value.code, caught.value.retry_after) == ("queue_full", jobs.FULL_SECONDS)
+    check("other", 1, 3)
+    with database.write() as connection:
+        jobs.cancel_job(connection, TENANT, first.id, actor="test")
+    check(TENANT, 2, 2)
+
+
+def test_a_job_keeps_what_its_request_carried_apart(database: Database) -> None:
+    with bound(request_id="req_1"):
+        job = submit(database, None, message="hello")
+    assert (job.request, job.carried) == ({"message": "hello"}, {"request_id": "req_1"})
+    assert submit(database, None, message="hello").carried == {}
 
 
 def test_an_endpoint_that_moved_is_left_alone(database: Database, endpoint: str) -> None:

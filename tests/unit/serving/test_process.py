@@ -16,8 +16,9 @@ import pytest
 from registry.bases import Base
 from registry.errors import InvalidRequest, TooManyRequests, Unavailable, VersionUnavailable
 from serving.client import EngineClient
-from serving.protocol import EngineStatus, GenerateRequest, Piece, SamplingParams, VersionRef
+from serving.protocol import GenerateRequest, Piece, SamplingParams, VersionRef
 from serving.socket_file import SocketFile
+from serving.status import EngineStatus
 from tests.models import random_effect, store_version
 from tests.unit.serving.engines import EngineProcess
 
@@ -57,7 +58,13 @@ def versions(engine: EngineProcess, base: Base) -> list[VersionRef]:
 
 
 async def collected(client: EngineClient, request: GenerateRequest) -> list[Piece]:
-    return [piece async for piece in client.generate(request)]
+    """The pieces, without where their seconds went."""
+    pieces = [piece async for piece in client.generate(request)]
+    timing = pieces[-1].timing
+    assert timing is not None
+    assert all(0 <= seconds < 300 for seconds in timing)
+    assert [piece.timing for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+    return [*pieces[:-1], pieces[-1]._replace(timing=None)]
 
 
 async def exhausted(stream: AsyncIterator[Piece]) -> None:
@@ -312,9 +319,42 @@ def test_a_socket_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
         SocketFile(tmp_path / ("x" * 100))
 
 
+def test_a_bases_queue_is_its_own(base: Base, tmp_path: Path) -> None:
+    """Requests on their way to one base take no place before another."""
+    other = replace(base, name="other")
+    settings = {"ERRATA_MAX_WAITING": "2", "ERRATA_MAX_RUNNING": "1"}
+    names = f"{base.name}={base.folder},other={base.folder}"
+    engine = EngineProcess(tmp_path, names, settings)
+    requests = [
+        GenerateRequest(store_version(engine.store, of), GREEDY, prompt="the city " * 30)
+        for of in (*[base] * 16, other)
+    ]
+
+    async def talk() -> list[object]:
+        client = EngineClient(engine.socket)
+        await client.status()
+        calls = (collected(client, request) for request in requests)
+        ended: list[object] = await asyncio.gather(*calls, return_exceptions=True)
+        await client.close()
+        return ended
+
+    engine.start()
+    engine.wait_ready()
+    first, *others, elsewhere = asyncio.run(talk())
+    assert engine.end() == 0, engine.log
+    assert [type(answer) for answer in (first, elsewhere)] == [list] * 2
+    refused = [answer for answer in others if not isinstance(answer, list)]
+    assert refused
+    for error in refused:
+        assert isinstance(error, TooManyRequests)
+        assert (error.code, f"base {base.name!r}" in error.message) == ("engine_full", True)
+        assert error.retry_after is not None
+
+
 PARENT = """
 import os, pathlib, sys
 from serving.socket_file import SocketFile
+from serving.status import EngineStatus
 from tests.unit.serving.engines import EngineProcess
 settings = {"ERRATA_MAX_RUNNING": "1", "ERRATA_MAX_WAITING": "2", "ERRATA_STEP_TOKENS": "16"}
 engine = EngineProcess(pathlib.Path(sys.argv[1]), sys.argv[2], settings)

@@ -14,6 +14,7 @@ from serving.protocol import (
     Piece,
     Proxy,
     SamplingParams,
+    Timing,
     TokenLogprob,
     TopLogprob,
     Usage,
@@ -63,6 +64,7 @@ def test_requests_travel_unchanged(request_: GenerateRequest) -> None:
     [
         Piece("text", (1, 2)),
         Piece("", (), None, "stop", Usage(3, 0)),
+        Piece("", (), None, "stop", Usage(3, 0), Timing(0.1, 1 / 3, 2.5)),
         Piece("x", (7,), (TokenLogprob(7, "x", None), TokenLogprob(8, "y", -0.25, (), 3))),
         Piece("x", (7,), (TokenLogprob(7, "x", -0.1 / 3, (TopLogprob(7, "x", -1e-9 / 7),)),)),
     ],

@@ -58,12 +58,18 @@ def lost(job_id: str, attempt: int) -> None:
         raise RuntimeError("the hook is broken")
 
 
+def stopped(job_id: str, attempt: int) -> None:
+    """The worker's other hook."""
+    note("stopped", job_id, attempt, os.getpid(), time.time())
+
+
 def main() -> None:
     """A worker: ``python -m tests.unit.workers.errands <url> <lease seconds> <grace seconds>``."""
     url, lease, grace = sys.argv[1:]
     ErrataWorker(
         url,
         on_lost=lost,
+        on_stopped=stopped,
         timing=Timing.for_lease(float(lease)),
         target=TARGET,
         preload="tests.unit.workers.errands:preload",

@@ -152,6 +152,29 @@ def test_a_command_that_is_missing_is_tried_again(supervise, tmp_path: Path) -> 
     until(ticking(supervisor, runs))
 
 
+def test_who_is_dismissed_ends_at_its_own_pace_and_starts_no_more(
+    supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told once: a second SIGTERM would hurry a worker that finishes its attempt."""
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    script = 'trap "echo told >> $FOLDER/told" TERM; echo > $FOLDER/up;'
+    script += " while ! [ -e $FOLDER/end ]; do sleep 0.05; done"
+    supervisor = supervise(Child("other", SLEEP), Child("worker-1", ["bash", "-c", script]))
+    supervisor.start()
+    until(lambda: (tmp_path / "up").exists())
+    supervisor.dismiss("worker-")
+    until(lambda: (tmp_path / "told").exists())
+    supervisor.dismiss("worker-")
+    (tmp_path / "end").touch()
+    until(ticking(supervisor, lambda: supervisor.pids().keys() == {"other"}))
+    time.sleep(0.3)
+    supervisor.tick()
+    assert supervisor.pids().keys() == {"other"}
+    assert (tmp_path / "told").read_text() == "told\n"
+    supervisor.stop(5)
+    assert supervisor.pids() == {}
+
+
 def test_it_refuses_other_threads(supervise) -> None:
     supervisor = supervise(Child("one", SLEEP))
     errors: list[str] = []

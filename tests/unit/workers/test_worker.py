@@ -183,7 +183,8 @@ def test_sigterms_grace_ends(connection: redis.Redis, workplace: Workplace) -> N
     worker.terminate()
     assert worker.wait(5) == 0
     assert workplace.trace("ended") == []
-    assert workplace.trace("lost")[0][:2] == ["wait_a", "1"]
+    assert workplace.trace("stopped")[0][:2] == ["wait_a", "1"]
+    assert workplace.trace("lost") == []
 
 
 def test_a_second_signal_stops_at_once(connection: redis.Redis, workplace: Workplace) -> None:
@@ -198,7 +199,8 @@ def test_a_second_signal_stops_at_once(connection: redis.Redis, workplace: Workp
     worker.terminate()
     assert worker.wait(5) == 0
     assert time.monotonic() - start < 1.0
-    assert workplace.trace("lost")[0][:2] == ["wait_a", "1"]
+    assert workplace.trace("stopped")[0][:2] == ["wait_a", "1"]
+    assert workplace.trace("lost") == []
 
 
 def test_a_worker_without_a_queue_names_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
