@@ -38,7 +38,7 @@ class CachedStore(ArtifactStore):
         self._unseen = limit  # bytes that came since the folder was looked through
 
     def check(self) -> None:
-        """As of a folder, and whether the object store takes copies. Raises as ``Objects.check``."""
+        """As of a folder; and whether the object store takes copies, as ``Objects.check``."""
         super().check()
         self._objects.check()
 
