@@ -279,7 +279,8 @@ def _end_with_parent(parent: int) -> Callable[[], None]:
     libc = ctypes.CDLL(None)
 
     def tie() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
+        if sys.platform == "linux":
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
 
