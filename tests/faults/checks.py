@@ -57,7 +57,7 @@ def judge(stage: Stage, endpoint: str, acted: Acted, reader: Reader, may_fail: b
     ]
     named = {move.generation: move.after[0]["version"] for move in moves if move.after}
     texts = {version: stage.says(version) for version in named.values()}
-    assert len(set(texts.values())) == len(texts), f"a reader sees no difference: {texts}"
+    assert len(texts) == 1 or len(set(texts.values())) > 1, f"a reader sees nothing: {texts}"
     return Verdict(lost, doubled, unverified, reader.torn(named, texts))
 
 
