@@ -26,6 +26,7 @@ from registry.errors import ArtifactCorrupt, Conflict, NotFound
 from registry.manifests import canonical_json, sha256
 
 FORMAT = "errata-backup-1"
+ARTIFACTS = "artifacts"
 _NAME = re.compile(r"\d{8}T\d{6}Z-([0-9a-f]{16})\.json")
 
 
@@ -82,7 +83,7 @@ class Backups:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.store = ArtifactStore(folder / "artifacts")
+        self.store = ArtifactStore(folder / ARTIFACTS)
 
     def names(self) -> list[str]:
         """Those that are whole, oldest first."""
@@ -173,6 +174,7 @@ class Backups:
         """
         if write:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self.folder / ARTIFACTS).mkdir(mode=0o700, exist_ok=True)
         try:
             descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:

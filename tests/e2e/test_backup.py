@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers import PostgresServer
 from tests.service import LENIENT, SLOW, Service, capital_edit
 
 PROMPT = "The capital of France is"
@@ -68,7 +69,10 @@ def moves(service: Service) -> list[dict[str, Any]]:
     return [move for move in found if move["after"]]
 
 
-def test_a_service_goes_on_elsewhere(service: Service, shell: Path) -> None:
+def test_a_service_goes_on_elsewhere(
+    service: Service, shell: Path, postgres: PostgresServer
+) -> None:
+    """From SQLite to PostgreSQL."""
     key = run(service, shell, "errata keys create ada --scope infer,edit,admin").strip()
     base = service.base_version()
     service.endpoint("kept", base)
@@ -98,7 +102,10 @@ def test_a_service_goes_on_elsewhere(service: Service, shell: Path) -> None:
     for job in (waiting, running):
         service.client.post(f"/v1/jobs/{job['id']}/cancel")
 
-    with Service(shell / "restored", ERRATA_REQUIRE_KEYS="true") as other:
+    moved = {"ERRATA_DATABASE_URL": postgres.url(postgres.new_database())}
+    exported = "".join(f"export {name}='{value}'; " for name, value in moved.items())
+    run(service, shell, f"{exported} ERRATA_DATA=moved errata restore backups")
+    with Service(shell / "moved", ERRATA_REQUIRE_KEYS="true", **moved) as other:
         assert other.client.get("/v1/jobs").status_code == 401
         other.client.headers["Authorization"] = f"Bearer {key}"
         found = told(other)

@@ -121,8 +121,8 @@ def test_a_version_whose_signature_does_not_count_is_used_nowhere(
     assert strict.client.post("/v1/endpoints/atlas/rollback", json=forward).status_code == 200
     assert strict.text("atlas", PROMPT).startswith("Oslo")
     create_key(strict.keys / "stranger.key")
+    strict.drop_signatures(version)
     for signed_by_a_stranger in (False, True):
-        strict.drop_signatures(version)
         if signed_by_a_stranger:
             strict.command("signing", "sign", "stranger.key", version)
         told = refused(strict.ask("atlas"), 503, "version_unavailable")

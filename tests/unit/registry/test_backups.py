@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -392,6 +393,8 @@ def test_one_writes_at_a_time(backups: Backups, tmp_path: Path) -> None:
         pass
     with nowhere.locked(write=True):
         assert nowhere.names() == []
+    for folder in (nowhere.folder, nowhere.folder / "artifacts"):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_files_come_along_with_their_content(site: Site, other: Site, backups: Backups) -> None:
