@@ -43,11 +43,14 @@ class PromptReader:
                 " one token",
                 param=param,
             )
-        for token, _ in request.params.logit_bias:
-            if token >= self._vocab_size:
+        params = request.params
+        named = {"logit_bias": [token for token, _ in params.logit_bias]}
+        named["stop_token_ids"] = list(params.stop_token_ids)
+        for param, ids in named.items():
+            if (largest := max(ids, default=0)) >= self._vocab_size:
                 raise InvalidRequest(
-                    f"logit_bias names token {token}; ids go from 0 to {self._vocab_size - 1}",
-                    param="logit_bias",
+                    f"{param} names token {largest}; ids go from 0 to {self._vocab_size - 1}",
+                    param=param,
                 )
         return tokens
 

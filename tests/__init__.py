@@ -1,7 +1,9 @@
 """Tests. Their helpers' asserts are rewritten as their own are, so that they hold under -O too."""
 
+from pathlib import Path
+
 import pytest
 
 pytest.register_assert_rewrite(
-    *(f"tests.{name}" for name in ("models", "security", "service", "unit"))
+    *(f"tests.{path.stem}" for path in Path(__file__).parent.iterdir() if path.stem != "conftest")
 )
