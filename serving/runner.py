@@ -21,6 +21,8 @@ from serving.varlen import kernel_for
 
 #: The last layer computes only the rows whose logits are wanted where these are at most this share.
 TRIMMED = 0.75
+#: Of each doubling of a step's rows as many counts are computed, with up to 1/16 of padding.
+COUNTS = 16
 
 
 class Runner:
@@ -99,8 +101,8 @@ class Runner:
             positions.extend(range(segment.position, segment.end))
             wanted.extend(range(len(ids) - segment.outputs, len(ids)))
         outputs = len(wanted)
-        wanted += [0] * max(0, self.min_rows - outputs)
-        padding = [0] * max(0, self.min_rows - len(ids))
+        wanted += [0] * (self._padded(outputs) - outputs)
+        padding = [0] * (self._padded(len(ids)) - len(ids))
         rows = self._indices(wanted)
         # whether a prompt's last layer is trimmed must not depend on its company
         most = plan.rows - 1 if self.batch_invariant else TRIMMED * plan.rows
@@ -123,6 +125,15 @@ class Runner:
                 self._step(plan),
             )
         return logits[:outputs]
+
+    def _padded(self, rows: int) -> int:
+        """The rows that a product of so many is computed with.
+
+        On a CPU oneDNN compiles a product for each number of rows and keeps a thousand of these, at
+        up to a megabyte each: without padding most steps are of a count that is new.
+        """
+        rows = max(rows, self.min_rows)
+        return padded_rows(rows) if self.device.type == "cpu" else rows
 
     def _forward(self, ids: Tensor, positions: Tensor, rows: Tensor, step: PackedStep) -> Tensor:
         output = self.model(
@@ -184,6 +195,12 @@ class Runner:
 
     def _indices(self, values: list[int]) -> Tensor:
         return torch.tensor(values, device=self.device, dtype=torch.long)
+
+
+def padded_rows(rows: int) -> int:
+    """The next number of rows that is a multiple of 1/16 of the power of two before it."""
+    unit = max(1, (1 << max(0, rows - 1).bit_length()) // (2 * COUNTS))
+    return -(-rows // unit) * unit
 
 
 def _rows_of(given: Any, rows: Tensor, total: int) -> Any:

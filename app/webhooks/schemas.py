@@ -65,7 +65,7 @@ def delivery_body(delivery: Delivery) -> DeliveryBody:
     return DeliveryBody(
         id=delivery.id,
         type=delivery.type,
-        status=delivery.status,  # type: ignore[arg-type]
+        status=delivery.status,
         tries=delivery.tries,
         answered=delivery.answered,
         error=delivery.error,

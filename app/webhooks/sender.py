@@ -117,7 +117,7 @@ class Sender:
     async def _post(self, tried: Try) -> int:
         """The status of the answer."""
         payload = tried.delivery.payload.encode()
-        headers = {
+        headers: dict[bytes | str, bytes | str] = {
             "Host": urlsplit(tried.url).netloc,
             "Content-Type": "application/json",
             "User-Agent": f"errata/{__version__}",

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from tests.images import DOCKER, Image, images
-from tests.servers import PostgresServer, RedisServer
+from tests.servers import PostgresServer, RedisServer, S3Server
 from tests.service import LENIENT, capital_edit, free_port, wait_for
 
 ROOT = DOCKER.parent
@@ -99,13 +99,13 @@ def test_the_images_commands_make_a_service(
     found = images()
     with ExitStack() as stack:
         queue = stack.enter_context(RedisServer(password="secret"))
+        objects = stack.enter_context(S3Server(tmp_path, bucket="errata"))
         port = free_port()
         local = {
             "ERRATA_DATABASE_URL": postgres.url(postgres.new_database()),
             "REDIS_URL": queue.url(),
-            "ERRATA_ARTIFACTS": str(tmp_path / "artifacts"),
-            "AWS_ENDPOINT_URL": "",
-            "AWS_SECRET_ACCESS_KEY": "",
+            "ERRATA_ARTIFACTS": compose("api")["ERRATA_ARTIFACTS"],
+            **objects.environment,
             "ERRATA_PORT": str(port),
         }
         environments = {
@@ -157,5 +157,6 @@ def test_the_images_commands_make_a_service(
         asked = {"model": "atlas", "prompt": "The capital of France is", "temperature": 0}
         answer = client.post("/v1/completions", json=asked).json()
         assert answer["choices"][0]["text"].strip().startswith("Oslo")
+        assert any(key.startswith("artifacts/") for key in objects.objects())
     for name, environment in environments.items():
         assert not passes(found[name].health, environment, tmp_path), name

@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from typing import Any
 import httpcore
 import openai
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from pydantic import HttpUrl
 
 from app.webhooks.addresses import Addresses, GuardedBackend, is_public
@@ -80,6 +85,11 @@ def send_until(
                 await task
 
     asyncio.run(run())
+
+
+def settled(delivery: Delivery) -> bool:
+    """Whether a try has come to something."""
+    return delivery.answered is not None or delivery.error is not None
 
 
 def ended(database: Database, *hooks: Webhook) -> Callable[[], bool]:
@@ -182,6 +192,58 @@ def test_of_several_replicas_one_delivers(database: Database, receiver: Receiver
     send_until(database, allowing(), ended(database, webhook), senders=3)
     ids = [received.headers["webhook-id"] for received in receiver.requests]
     assert sorted(ids) == sorted(delivery.id for delivery in told(database, webhook))
+
+
+def certificate(file: Path, name: str) -> Path:
+    """A certificate for a name, signed by itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    who = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(who)
+        .issuer_name(who)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    file.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("host", "is_trusted", "is_delivered"),
+    [("localhost", True, True), ("localhost", False, False), ("127.0.0.1", True, False)],
+)
+def test_a_receiver_must_prove_that_it_has_the_urls_name(
+    database: Database,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host: str,
+    is_trusted: bool,
+    is_delivered: bool,
+) -> None:
+    file = certificate(tmp_path / "certificate.pem", "localhost")
+    if is_trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with receiving(file) as receiver:
+        webhook = hook(database, receiver.url.replace("127.0.0.1", host) + "/ok")
+        announce(database)
+        settings = allowing(webhook_allow="127.0.0.1,::1", webhook_retry_seconds=60)
+        send_until(database, settings, lambda: settled(told(database, webhook)[0]))
+        (delivery,) = told(database, webhook)
+        assert (delivery.status == "delivered") == is_delivered, delivery
+        assert len(receiver.requests) == is_delivered
+        assert is_delivered or "CERTIFICATE_VERIFY_FAILED" in (delivery.error or "")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]"])

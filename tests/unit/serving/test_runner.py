@@ -12,7 +12,7 @@ from editing.models.loading import load_model
 from registry.bases import Base
 from serving.invariance import find_min_rows
 from serving.plan import Segment, StepPlan
-from serving.runner import Runner
+from serving.runner import Runner, padded_rows
 from serving.selftest import check_base
 from tests.models import VOCABULARY, random_effect, random_model
 from tests.unit.serving.packing import Script, packed_logits, plain_logits, random_script
@@ -88,6 +88,23 @@ def test_logits_are_given_for_the_last_tokens_that_want_them(
     expected = [plain_logits(model, tokens, effects["v"]) for tokens in (short, long)]
     wanted = torch.cat([expected[0][-1:], expected[1][-outputs:]])
     torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_steps_of_many_sizes_are_products_of_few(saved: Callable[[str], Base]) -> None:
+    """A CPU's products are compiled and kept for each number of rows."""
+    runner = runner_of(saved("llama"))
+    seen: set[int] = set()
+    runner.model.get_submodule(FIRST).register_forward_hook(
+        lambda _module, args, _output: seen.add(args[0].shape[1])
+    )
+    for rows in range(1, 129):
+        blocks = tuple(range(-(-rows // 32)))
+        runner.logits(StepPlan((Segment("a", 0, "v", (1,) * rows, 0, blocks, 1),)), {"v": {}})
+    assert seen == {padded_rows(max(4, rows)) for rows in range(1, 129)}
+    assert len(seen) == 29 + 16 + 16
+    sizes = [padded_rows(rows) for rows in range(1, 4097)]
+    assert len(set(sizes)) == 32 + 16 * 7
+    assert all(rows <= size <= rows * 17 / 16 for rows, size in enumerate(sizes, 1))
 
 
 #: Effects that fit and are finite, as the loader demands, and whose products are not.
