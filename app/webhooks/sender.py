@@ -117,15 +117,16 @@ class Sender:
     async def _post(self, tried: Try) -> int:
         """The status of the answer."""
         payload = tried.delivery.payload.encode()
-        headers: dict[bytes | str, bytes | str] = {
+        headers = {
             "Host": urlsplit(tried.url).netloc,
             "Content-Type": "application/json",
             "User-Agent": f"errata/{__version__}",
             **signed_headers(tried.delivery.id, int(time.time()), payload, tried.secret),
         }
+        sent = list(headers.items())
         async with (
             asyncio.timeout(self._seconds),
-            self._pool.stream("POST", tried.url, headers=headers, content=payload) as response,
+            self._pool.stream("POST", tried.url, headers=sent, content=payload) as response,
         ):
             status: int = response.status
         return status
