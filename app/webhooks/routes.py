@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response, status
+from fastapi import Query, Response, status
 
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
+from app.strict import Router
 from app.webhooks.addresses import Addresses
 from app.webhooks.schemas import (
     CreateWebhook,
@@ -20,7 +21,7 @@ from app.webhooks.schemas import (
 )
 from registry import deliveries, webhooks
 
-router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
+router = Router(prefix="/v1/webhooks", tags=["webhooks"])
 After = Annotated[str | None, Query(description="The last id of the page before.")]
 
 

@@ -147,6 +147,12 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "messages": [{"role": "user", "content": "x"}],
     },
     ("POST", "/v1/keys"): {"name": "", "scopes": ["infer"]},
+    ("POST", "/v1/webhooks"): {"url": "", "events": ["job.ended"]},
+    ("POST", "/v1/versions/{version_id}/signatures"): {
+        "payloadType": "x",
+        "payload": "x",
+        "signatures": [{"keyid": "x", "sig": "x"}],
+    },
 }
 QUERIES = {
     "/v1/versions/{version_id}/diff": f"?against={VERSION}",
@@ -156,7 +162,7 @@ QUERIES = {
 NAMES = {
     "endpoint", "parent", "model", "file", "texts", "facts", "suite", "harm", "id", "base",
     "training_file", "validation_file", "against", "version", "onto", "to", "expert",
-    "anti_expert", "name",
+    "anti_expert", "name", "url", "keyid",
 }  # fmt: skip
 #: What stands for a name that may be any in a path.
 KNOWN = {"name": "atlas", "version_id": VERSION, "file_id": "file-0"}

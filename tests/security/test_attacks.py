@@ -70,6 +70,7 @@ NUMBERED = ("/v1/audit", "/v1/endpoints/{name}/history")
 
 def page_attacks(path: str, job: str) -> Iterator[Attack]:
     target = path.replace("{name}", "atlas").replace("{job_id}", job)
+    target = target.replace("{webhook_id}", "webhook_none")
     for limit in LIMITS:
         yield Attack(f"{path} limit={limit[:20]}", "GET", f"{target}?limit={limit}", param="limit")
     if path not in PLACES:
