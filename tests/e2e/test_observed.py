@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from tests.collector import Collector, Span
-from tests.contract.test_keys import new_key
 from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
 
 MARK = "Xylo7secret"
@@ -37,7 +36,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
         OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
         OTEL_BSP_SCHEDULE_DELAY="200",
     )
-    key = new_key(service, "ada", "--scope", "infer,edit,admin")
+    key = service.new_key("ada", "--scope", "infer,edit,admin")
     service.client.headers["Authorization"] = f"Bearer {key}"
     with service:
         yield service
