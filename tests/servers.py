@@ -204,13 +204,18 @@ class RedisServer:
 
 
 class S3Server:
-    """An S3 server with one bucket, ``artifacts``, whose objects are files below ``bucket``."""
+    """An S3 server with one bucket, whose objects are files below ``bucket``.
 
-    def __init__(self, folder: Path) -> None:
-        self.bucket = folder / "buckets" / "artifacts"
+    Args:
+        name: the bucket's.
+        prefix: below which ``url`` keeps artifacts.
+    """
+
+    def __init__(self, folder: Path, name: str = "artifacts", prefix: str = "some/prefix") -> None:
+        self.bucket = folder / "buckets" / name
         self.bucket.mkdir(parents=True)
-        self.prefix = self.bucket / "some" / "prefix"
-        self.url = "s3://artifacts/some/prefix"
+        self.prefix = self.bucket / prefix
+        self.url = f"s3://{name}/{prefix}"
         self._log = folder / "s3.log"
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
