@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test optimized serve check lint types openapi atlas bench faults lock clean
+.PHONY: help demo test many optimized serve check lint types openapi atlas bench faults lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -27,6 +27,9 @@ serve: $(READY)  ## Keep the service up at http://127.0.0.1:8000 (Ctrl-C ends it
 
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest
+
+many: $(READY)  ## Run what the API promises on PostgreSQL, Redis and S3, as many machines have it.
+	$(BIN)/python -m pytest --stack many tests/contract tests/e2e/test_first_way.py
 
 optimized: $(READY)  ## Run the tests with every process under python -O, as PYTHONOPTIMIZE=1 does.
 	PYTHONOPTIMIZE=1 $(BIN)/python -m pytest -W "ignore:assertions not in test modules"

@@ -38,10 +38,12 @@ class PostgresServer:
     Args:
         durable: let a commit reach the disk, as where data matters; without, only the machine's
             own crash would lose it.
+        host: an address of this machine on which it listens too, and lets everybody in.
     """
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, host: str = "") -> None:
         self._durable = durable
+        self._host, self._port = host, free_port() if host else 5432
         self.folder = Path(tempfile.mkdtemp(prefix="errata-pg-"))
         self._data = self.folder / "data"
         self._user: int | None = None
@@ -65,6 +67,9 @@ class PostgresServer:
             group=self._user,
             extra_groups=[] if self._user else None,
         )
+        if host:
+            with (self._data / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
 
     def __enter__(self) -> Self:
         self.start()
@@ -80,7 +85,11 @@ class PostgresServer:
 
     def launch(self) -> None:
         """Start it and do not wait until it answers."""
-        options = {"listen_addresses": "", "fsync": "on" if self._durable else "off"}
+        options = {
+            "listen_addresses": self._host,
+            "port": str(self._port),
+            "fsync": "on" if self._durable else "off",
+        }
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         with self._logfile.open("ab") as log:
             self._process = subprocess.Popen(
@@ -122,6 +131,9 @@ class PostgresServer:
 
     def url(self, database: str = "postgres", folder: Path | None = None) -> str:
         """Its SQLAlchemy URL; ``folder`` is that of another socket that leads to it."""
+        if self._host and folder is None:
+            url = URL.create("postgresql+psycopg", "errata", None, self._host, self._port, database)
+            return url.render_as_string()
         url = URL.create("postgresql+psycopg", "errata", database=database)
         return url.update_query_dict({"host": str(folder or self.folder)}).render_as_string()
 
@@ -145,7 +157,11 @@ class PostgresServer:
     def ask(self, query: str) -> object:
         """The first column of the first row, if the query gives one."""
         with psycopg.connect(
-            host=str(self.folder), user="errata", dbname="postgres", autocommit=True
+            host=str(self.folder),
+            port=self._port,
+            user="errata",
+            dbname="postgres",
+            autocommit=True,
         ) as connection:
             cursor = connection.execute(query.encode())
             row = cursor.fetchone() if cursor.description else None
@@ -160,9 +176,14 @@ class PostgresServer:
 
 
 class RedisServer:
-    """The ``redis-server`` on PATH, else the Valkey that comes with the service; in memory only."""
+    """The ``redis-server`` on PATH, else the Valkey that comes with the service; in memory only.
 
-    def __init__(self, *, password: str = "") -> None:
+    Args:
+        host: an address of this machine on which it listens, in the place of a Unix socket.
+    """
+
+    def __init__(self, *, password: str = "", host: str = "") -> None:
+        self._host, self._port = host, free_port() if host else 0
         self._folder = tempfile.TemporaryDirectory(prefix="errata-redis-")
         self._socket = Path(self._folder.name) / "s"
         self._password = password
@@ -179,7 +200,9 @@ class RedisServer:
 
     def start(self) -> None:
         binary = shutil.which("redis-server") or server_binary()
-        options = {"port": "0", "unixsocket": str(self._socket), "save": ""}
+        options = {"port": str(self._port), "unixsocket": str(self._socket), "save": ""}
+        if self._host:
+            options |= {"bind": self._host, "protected-mode": "no"}
         if self._password:
             options["requirepass"] = self._password
         self._process = subprocess.Popen(
@@ -200,7 +223,10 @@ class RedisServer:
     def url(self, password: str | None = None) -> str:
         """Its URL, with its own password or another."""
         login = self._password if password is None else password
-        return f"unix://{f':{login}@' if login else ''}{self._socket}"
+        user = f":{login}@" if login else ""
+        if self._host:
+            return f"redis://{user}{self._host}:{self._port}/0"
+        return f"unix://{user}{self._socket}"
 
 
 class S3Server:
@@ -209,9 +235,17 @@ class S3Server:
     Args:
         name: the bucket's.
         prefix: below which ``url`` keeps artifacts.
+        host: an address of this machine on which it listens.
     """
 
-    def __init__(self, folder: Path, name: str = "artifacts", prefix: str = "some/prefix") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        name: str = "artifacts",
+        prefix: str = "some/prefix",
+        host: str = "127.0.0.1",
+    ) -> None:
+        self._host = host
         self.bucket = folder / "buckets" / name
         self.bucket.mkdir(parents=True)
         self.prefix = self.bucket / prefix
@@ -231,7 +265,7 @@ class S3Server:
     def environment(self) -> Mapping[str, str]:
         """What a client's environment must say."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._port}",
+            "AWS_ENDPOINT_URL": f"http://{self._host}:{self._port}",
             "AWS_ACCESS_KEY_ID": "someone",
             "AWS_SECRET_ACCESS_KEY": "secret",
             "AWS_REGION": "us-east-1",
@@ -242,7 +276,8 @@ class S3Server:
         return sorted((self.prefix / digest[:2] / digest).glob("*"))
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "localbucket", "--port", str(self._port)]
+        listens = ["--host", self._host, "--port", str(self._port)]
+        command = [sys.executable, "-m", "localbucket", *listens]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, str(self.bucket.parent)], stdout=log, stderr=log

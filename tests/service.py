@@ -14,6 +14,11 @@ from typing import Any, Self
 
 import httpx
 
+from registry.artifacts import ArtifactStore
+from registry.database import Database
+from registry.settings import Settings
+from registry.stores import open_store
+
 START_SECONDS = 240.0
 JOB_SECONDS = 180.0
 STOP_SECONDS = 60.0
@@ -121,6 +126,20 @@ class Service:
         return subprocess.run(
             command, env=self.environment(), capture_output=True, text=True, timeout=60
         )
+
+    @property
+    def settings(self) -> Settings:
+        """Those that it runs with."""
+        mine = {k: v for k, v in self.environment().items() if k.startswith(("ERRATA_", "REDIS_"))}
+        return Settings(**{name.removeprefix("ERRATA_").lower(): v for name, v in mine.items()})
+
+    def database(self) -> Database:
+        """Its database, opened by this process."""
+        return Database(self.settings.sql_url)
+
+    def store(self) -> ArtifactStore:
+        """Its artifacts, opened by this process."""
+        return open_store(self.settings)
 
     def new_key(self, *arguments: str) -> str:
         """The key that ``errata keys create`` makes."""

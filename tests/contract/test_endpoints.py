@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from registry.database import Database
 from registry.manifests import BaseRef, VersionManifest
 from registry.versions import insert_version
 from tests.service import Service
@@ -14,7 +13,7 @@ from tests.service import Service
 def versions(service: Service) -> list[str]:
     """The base under three manifests: pointers can be told apart, answers are the same."""
     base = BaseRef(**service.get(f"/v1/versions/{service.base_version()}")["base"])
-    database = Database(f"sqlite:///{service.folder / 'registry.db'}")
+    database = service.database()
     with database.write() as connection:
         manifests = [VersionManifest(base, recipe={"copy": n}) for n in range(3)]
         made = [insert_version(connection, "default", manifest).id for manifest in manifests]

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 
 from editing.deltas import Delta
-from registry.artifacts import ArtifactStore
-from registry.database import Database
 from registry.manifests import BaseRef, VersionManifest
 from registry.versions import DELETED, REJECTED, insert_version
 from tests.models import random_effect
@@ -43,14 +41,14 @@ class History:
 def history(service: Service) -> History:
     """Base, two edits, a merge with an edit on it, GRACE with work after it, and a flatten."""
     base = BaseRef(**service.get(f"/v1/versions/{service.base_version()}")["base"])
-    store = ArtifactStore(service.folder / "artifacts")
+    store = service.store()
     kinds = {"a": "rank1", "b": "rank3", "c": "sparse", "d": "dense", "g": "replacing"}
     deltas = {}
     for seed, (name, kind) in enumerate(kinds.items()):
         effect = random_effect(seed, 256, 768, kind)
         deltas[name] = store.put(Delta({MODULE: effect}, base.digest, "rome").to_bytes())
     versions = {"base": service.base_version()}
-    database = Database(f"sqlite:///{service.folder / 'registry.db'}")
+    database = service.database()
 
     def add(name: str, stack: str, *parents: str, status: str = "ready", **recipe: Any) -> None:
         manifest = VersionManifest(

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from editing.deltas import Delta, Effect
-from registry.artifacts import ArtifactStore
 from registry.bases import Base, find_bases
-from registry.database import Database
 from registry.manifests import VersionManifest
 from registry.versions import DELETED, READY, REJECTED, insert_version
 from tests.models import random_effect
@@ -34,10 +32,10 @@ class Shelf:
     ) -> str:
         base = base or self.base
         data = Delta({PATH: effect}, base.digest, "test").to_bytes()
-        digest = ArtifactStore(self.service.folder / "artifacts").put(data)
+        digest = self.service.store().put(data)
         parent = VersionManifest(base.ref).id
         manifest = VersionManifest(base.ref, (digest,), (parent,), {"seed": seed})
-        database = Database(f"sqlite:///{self.service.folder / 'registry.db'}")
+        database = self.service.database()
         with database.write() as connection:
             version = insert_version(connection, "default", manifest, status=status)
         database.close()
