@@ -33,7 +33,7 @@ def prepack(model: PreTrainedModel) -> int:
     Returns:
         Bytes of the packed copies.
     """
-    if model.device.type != "cpu" or model.dtype not in TOLERANCE or not _is_available():
+    if model.device.type != "cpu" or not _is_available(model.dtype):
         return 0
     packed_bytes = 0
     done: dict[Tensor, Tensor] = {}  # a tied weight is packed once
@@ -59,11 +59,13 @@ def _linear(weight: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return product
 
 
-def _is_available() -> bool:
+def _is_available(dtype: torch.dtype) -> bool:
     ops = torch.ops.mkldnn
-    return bool(torch.backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
-        hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
+    if dtype not in TOLERANCE or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if not all(hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or bool(ops._is_mkldnn_bf16_supported())  # AVX-512, say
 
 
 def _agrees(module: nn.Linear | Conv1D, forward: partial[Tensor], features: int) -> bool:
