@@ -204,6 +204,7 @@ def upload(
     run(Settings(), folder)
 
 
+@cli.command()
 def backup(
     folder: Annotated[Path, typer.Argument(help="Where backups are; made if it is not there.")],
     keep: Annotated[

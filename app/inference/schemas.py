@@ -26,6 +26,8 @@ Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-MAX_BIAS, le=MAX_BIAS)]
 TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
+#: What pydantic leaves out of the schema of such keys: that there are no others.
+NAMED: dict[str, Any] = {"propertyNames": {"pattern": "^[0-9]{1,9}$"}}
 
 
 class StreamOptions(BaseModel):
@@ -115,7 +117,10 @@ class InferenceRequest(BaseModel):
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] = 1.0
     presence_penalty: Penalty | None = 0.0
     frequency_penalty: Penalty | None = 0.0
-    logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES)] | None = None
+    logit_bias: (
+        Annotated[dict[TokenName, Bias], Field(max_length=MAX_BIASES, json_schema_extra=NAMED)]
+        | None
+    ) = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = 1
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-BEYOND, lt=BEYOND)] | None = None

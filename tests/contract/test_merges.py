@@ -17,7 +17,7 @@ from tests.models import random_effect
 from tests.service import Service
 
 PATH = "model.layers.1.mlp.down_proj"
-HIDDEN, FFN = 128, 384
+HIDDEN, FFN = 256, 768
 
 
 @dataclass

@@ -113,8 +113,10 @@ class Stage:
         return f"unix://{self._runtime / 'q'}"
 
     def new_version(self) -> str:
-        """One that the engine has not seen."""
-        return add_version(self.data, find_bases("atlas")["atlas"], self.runs, self._database_url)
+        """One that the engine has not seen, and that says something else than the base."""
+        base = find_bases("atlas")["atlas"]
+        seed = self.runs * base.depth  # of the first layer: a change there is never lost
+        return add_version(self.data, base, seed, self._database_url)
 
     def says(self, version: str) -> str:
         """What a version answers the readers' prompt when it is asked by its id."""

@@ -15,9 +15,7 @@ from app.strict import StrictRoute
 from editing.deltas import Delta, Effect
 from openapi.export import DOCUMENT
 from registry import jobs
-from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
-from registry.database import Database
 from registry.manifests import VersionManifest
 from registry.versions import insert_version
 from tests.security.attacks import JSON, Attack, check_refused, sent, tried
@@ -114,10 +112,14 @@ def own(service: Service) -> Iterator[dict[str, str]]:
     base = find_bases("atlas")["atlas"]
     hidden = json.loads((base.folder / "config.json").read_text())["hidden_size"]
     delta = Delta({"model.norm": Effect(scale=torch.ones(hidden))}, base.digest, "rome")
-    digest = ArtifactStore(service.folder / "artifacts").put(delta.to_bytes())
+    digest = service.store().put(delta.to_bytes())
     manifest = VersionManifest(base.ref, (digest,), recipe={"kind": "attacked"})
-    asked = {"suffix": None, "method": "lora"}
-    database = Database(f"sqlite:///{service.folder / 'registry.db'}")
+    asked = {
+        **{"model": "atlas", "method": "lora", "training_file": "file-" + "1" * 32, "seed": 1},
+        **{"hyperparameters": {}, "options": {}, "preprocessing": []},
+        **dict.fromkeys(("validation_file", "suffix", "metadata")),
+    }
+    database = service.database()
     with database.write() as connection:
         version = insert_version(connection, "default", manifest)
         job = jobs.submit_job(
