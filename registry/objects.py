@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # it is in the library's stubs alone
     from obstore import ObjectMeta
 
 #: Bytes that one request carries at most.
-PART_BYTES = 16 * 2**20
+PART_BYTES = 8 * 2**20
 _MOST_PARTS = 9000
 _CLOCK = "clock"
 _COPY = re.compile(r"[0-9a-f]{2}/([0-9a-f]{64})/[0-9a-f]{32}")
@@ -77,7 +77,7 @@ class Objects:
         size = file.stat().st_size
         part = max(PART_BYTES, -(-size // _MOST_PARTS))
         with self._asking("put"):
-            self._store.put(key, file, chunk_size=part, max_concurrency=4)
+            self._store.put(key, file, chunk_size=part, max_concurrency=2)
             self._settle(key)
         found = self._digest(Copy(0, key, digest, size))
         if found != digest:

@@ -107,7 +107,8 @@ def test_a_large_file_is_never_in_memory(service: Service, tmp_path: Path) -> No
     shown = service.client.post(f"/v1/files/{made['id']}/preview", json={"limit": 1})
     assert shown.json()["rows"] == made["rows"]
     assert service.client.get(f"/v1/files/{made['id']}/content").content == data
-    assert peak_bytes(process) - before < 16 * 2**20
+    parts = 32 if service.settings.artifact_url else 0  # on their way to an object store
+    assert peak_bytes(process) - before < (16 + parts) * 2**20
 
 
 HEAD = (
