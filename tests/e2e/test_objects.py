@@ -32,7 +32,6 @@ class Machines:
         job = self.one.post_edit(
             endpoint="atlas",
             edits=[capital_edit("France", target)],
-            hyperparameters={"steps": 15},
             guards=LENIENT,
         )
         ended = self.one.ended(job["id"])
