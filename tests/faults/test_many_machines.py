@@ -20,6 +20,10 @@ from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
 
 PROMPT = "The capital of France is"
 
+pytestmark = pytest.mark.skipif(
+    not SecondHost.can_be_had(), reason="a network namespace needs root and iproute2"
+)
+
 
 @dataclass
 class Machines:
@@ -98,11 +102,6 @@ def edit(service: Service, subject: str, **more: Any) -> str:
         endpoint="atlas", edits=[capital_edit(subject, "Lima")], guards=LENIENT, **more
     )
     return str(job["id"])
-
-
-pytestmark = pytest.mark.skipif(
-    not SecondHost.can_be_had(), reason="a network namespace needs root and iproute2"
-)
 
 
 def test_a_worker_whose_cable_is_pulled_is_superseded_and_comes_back(machines: Machines) -> None:
