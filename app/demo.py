@@ -202,11 +202,9 @@ class _Demo:
 def _service(console: Console) -> Iterator[httpx.Client]:
     """A service of our own on a free port, its data in a temporary folder; stopped at the end."""
     with tempfile.TemporaryDirectory(prefix="errata-demo-") as data:
-        settings = Settings(
+        settings = Settings.apart(
+            Path(data),
             port=_free_port(),
-            data=Path(data),
-            bases="atlas",
-            redis_url="",
             worker_threads=os.cpu_count() or 1,  # the engine idles while the job runs
         )
         environment = {**os.environ, **settings.environment()}

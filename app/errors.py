@@ -15,7 +15,6 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.metrics.meters import Meters
-from app.strict import Refused
 from registry.errors import (
     ErrataError,
     InvalidRequest,
@@ -25,7 +24,7 @@ from registry.errors import (
     Unavailable,
 )
 from registry.errors import UnprocessableRequest as Unprocessable
-from registry.momentary import passes, reason
+from registry.momentary import passes
 from telemetry.logs import describe
 
 logger = logging.getLogger("errata.api")
@@ -44,6 +43,14 @@ class ErrorDetail(BaseModel):
 
 class ErrorBody(BaseModel):
     error: ErrorDetail
+
+
+class Refused(HTTPException):
+    """An error that FastAPI, while it reads a body, hands on as it is."""
+
+    def __init__(self, error: InvalidRequest) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error
 
 
 #: The error answers that any route may give, for the OpenAPI document.
@@ -81,7 +88,7 @@ def install(app: FastAPI, routes: Sequence[BaseRoute], meters: Meters) -> None:
     @app.exception_handler(ErrataError)
     async def errata_error(_: Request, error: ErrataError) -> JSONResponse:
         if error.status >= 500:
-            cause = f" ({reason(error)})" if error.__cause__ else ""
+            cause = f" ({describe(error.__cause__)})" if error.__cause__ else ""
             logger.error("%s%s", error.message, cause)
         if error.status == 429:
             meters.refused.labels(error.code).inc()
@@ -131,7 +138,7 @@ def _first_problem(problems: Any) -> ErrataError:
         return Unprocessable(f"{param} is not a known field here; leave it out", param=param)
     message = str(first["msg"]).removeprefix("Value error, ")
     more = f" ({len(problems) - 1} more problem(s) after it)" if len(problems) > 1 else ""
-    return Unprocessable(f"{param or 'body'}: {message}{more}", param=param)
+    return Unprocessable(f"{param or first['loc'][0]}: {message}{more}", param=param)
 
 
 def _from_http(request: Request, error: HTTPException) -> ErrataError:

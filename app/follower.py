@@ -28,6 +28,10 @@ from workers.notices import Notices
 logger = logging.getLogger("errata.follower")
 #: A move whose notice was lost is found within this time.
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 1.0
+#: Longest time that a version is waited for, longer than an engine is, or than one waits for room.
+#: The engine goes on with it meanwhile.
+WARM_SECONDS = 15.0
 
 
 class Follower:
@@ -62,12 +66,12 @@ class Follower:
         while True:
             self._heard.clear()
             try:
-                for endpoint in await run_in_threadpool(self._moved):
-                    await self._warm(endpoint)
-            except SQLAlchemyError as error:
-                logger.warning("the database does not answer: %s", describe(error))
-            except Unavailable:
-                pass  # the engine is starting; what is not seen comes again
+                await self._warm_all(await run_in_threadpool(self._moved))
+            except (Unavailable, SQLAlchemyError) as error:
+                logger.warning(
+                    "the database does not answer: %s", describe(error.__cause__ or error)
+                )
+                await asyncio.sleep(AWAY_SECONDS)
             with suppress(TimeoutError):  # not wait_for, which may swallow a cancellation
                 async with asyncio.timeout(POLL_SECONDS):
                     await self._heard.wait()
@@ -76,18 +80,30 @@ class Follower:
         with self._database.read() as connection:
             return endpoints.list_moved(connection, self._seen)
 
+    async def _warm_all(self, moved: list[Endpoint]) -> None:
+        with suppress(Unavailable):  # the engine is starting; what is not seen comes again
+            for endpoint in moved:
+                await self._warm(endpoint)
+
     async def _warm(self, endpoint: Endpoint) -> None:
         for target in endpoint.state:
             try:
                 ref = await run_in_threadpool(self._ref, endpoint.tenant, target.version)
-                await self._engine.warm(ref)
+                async with asyncio.timeout(WARM_SECONDS):
+                    await self._engine.warm(ref)
+            except TimeoutError:
+                told = f"version {target.version} is not loaded after {WARM_SECONDS:g} s"
+                self._tell(endpoint, target.version, told)
             except ErrataError as error:
                 if isinstance(error, Unavailable) and not isinstance(error, VersionUnavailable):
                     raise
-                if target.version not in self._failed:
-                    self._failed.add(target.version)
-                    logger.warning("endpoint %r moved: %s", endpoint.name, error.message)
+                self._tell(endpoint, target.version, error.message)
         self._seen[endpoint.tenant, endpoint.name] = endpoint.generation
+
+    def _tell(self, endpoint: Endpoint, version_id: str, what: str) -> None:
+        if version_id not in self._failed:
+            self._failed.add(version_id)
+            logger.warning("endpoint %r moved: %s", endpoint.name, what)
 
     def _ref(self, tenant: str, version_id: str) -> VersionRef:
         with self._database.read() as connection:

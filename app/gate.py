@@ -24,12 +24,14 @@ class Gate:
         stopping: no more are taken.
         hurried: the service was told to stop a second time: what runs is not waited for.
         expired: what still runs is being ended.
+        failed: something that the service cannot do without has failed, and it stops for that.
     """
 
     def __init__(self) -> None:
         self.stopping = False
         self.hurried = False
         self.expired = False
+        self.failed = False
         self._closed_at = 0.0
         self._running: set[asyncio.Task[object]] = set()
 
@@ -49,6 +51,12 @@ class Gate:
             self.stopping, self._closed_at = True, time.monotonic()
         elif time.monotonic() - self._closed_at > ECHO_SECONDS:
             self.hurried = True
+
+    def fail(self) -> None:
+        """Take no more requests, for the service does not work as it must."""
+        self.failed = True
+        if not self.stopping:
+            self.close()
 
     def expire(self) -> None:
         """End what still runs: who has no answer yet gets an error, a stream is broken off."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from registry.errors import TooManyRequests
+from registry.errors import DeadlineExceeded, ErrataError, TooManyRequests
 from registry.keys import Key
-from serving.protocol import Piece
+from serving.protocol import GenerateRequest, Piece
 
 logger = logging.getLogger("errata.limits")
 #: Seconds that Redis may take; where it does not answer, nobody is refused.
@@ -64,22 +64,36 @@ class Limiter:
             await self._need(key, "tokens", size, cost=0)
 
     async def metered(
-        self, key: Key | None, pieces: AsyncGenerator[tuple[int, Piece], None]
+        self,
+        key: Key | None,
+        requests: Sequence[GenerateRequest],
+        pieces: AsyncGenerator[tuple[int, Piece], None],
     ) -> AsyncGenerator[tuple[int, Piece], None]:
-        """The pieces; what they come to is taken from the key's tokens, however they end."""
+        """The pieces; what they come to is taken from the key's tokens, however they end.
+
+        A prompt counts once, whatever its samples, and by its likely length where the client did
+        not wait for the first piece.
+        """
         if key is None or key.tokens_per_minute is None:
             async for item in pieces:
                 yield item
             return
-        tokens = 0
+        owners = [number for number, asked in enumerate(requests) for _ in range(asked.samples)]
+        prompts: dict[int, int] = {}
+        tokens, is_refused = 0, False
         try:
             async with aclosing(pieces):
-                async for item in pieces:
-                    _, piece = item
-                    prompt = 0 if piece.usage is None else piece.usage.prompt_tokens
-                    tokens += len(piece.tokens) + prompt
-                    yield item
+                async for index, piece in pieces:
+                    if piece.prompt_tokens is not None:
+                        prompts[owners[index]] = piece.prompt_tokens
+                    tokens += len(piece.tokens)
+                    yield index, piece
+        except ErrataError as error:
+            is_refused = not isinstance(error, DeadlineExceeded)
+            raise
         finally:
+            for number, asked in enumerate(requests):
+                tokens += prompts.get(number, 0 if is_refused else asked.likely_prompt_tokens)
             # In a task of its own: who hung up is charged too.
             charge = asyncio.create_task(
                 self._take(key, "tokens", key.tokens_per_minute, need=-math.inf, cost=tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -27,6 +27,7 @@ from app.history.routes import router as history
 from app.inference.routes import router as inference
 from app.jobs.routes import router as jobs
 from app.keys.routes import router as keys
+from app.loops import running
 from app.merges.routes import router as merges
 from app.metrics.meters import Meters
 from app.metrics.routes import router as metrics
@@ -39,7 +40,7 @@ from app.webhooks.routes import router as webhooks
 from app.webhooks.sender import Sender
 from registry import __version__
 from registry.bootstrap import bootstrap
-from registry.errors import ErrataError, Unavailable
+from registry.errors import Conflict, ErrataError, Unavailable
 from registry.garbage import Collector
 from registry.settings import Settings
 from telemetry.logs import describe
@@ -79,15 +80,17 @@ def create_app(settings: Settings, services: Services | None = None) -> FastAPI:
         bootstrap(services.database, services.bases.values())
         follower = Follower(services.database, services.bases, services.engine, services.notices)
         sender = Sender(services.database, services.settings)
-        works = (_dispatch(services), _collect(services), follower.run(), sender.run())
-        tasks = [asyncio.create_task(work) for work in works]
+        collector = Collector(services.database, services.artifacts)
+        works = {
+            "dispatch": _dispatch(services),
+            "the garbage collector": collect_garbage(collector, services.settings.gc_grace_seconds),
+            "the follower of endpoints": follower.run(),
+            "the sender of webhooks": sender.run(),
+        }
         try:
-            yield
+            async with running(works, services.gate):
+                yield
         finally:
-            for task in tasks:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
             await services.engine.close()
             await services.limiter.close()
             services.database.close()
@@ -141,14 +144,18 @@ async def _dispatch(services: Services) -> None:
         await asyncio.sleep(DISPATCH_SECONDS)
 
 
-async def _collect(services: Services) -> None:
+async def collect_garbage(collector: Collector, grace: float) -> None:
     """Delete artifacts that nothing reaches, again and again; replicas may do so at once."""
-    collector = Collector(services.database, services.artifacts)
-    grace = services.settings.gc_grace_seconds
+    told = ""
     while True:
         await asyncio.sleep(min(COLLECT_SECONDS, grace))
         try:
             swept = await run_in_threadpool(collector.collect, grace)
+        except Conflict as error:  # the artifacts are another registry's, until somebody acts
+            if error.message != told:
+                logger.warning("garbage stays: %s", error.message)
+            told = error.message
+            continue
         except (ErrataError, SQLAlchemyError, OSError) as error:
             logger.warning("garbage stays for now: %s", describe(error.__cause__ or error))
             continue

@@ -7,6 +7,8 @@ from typing import Annotated, Generic, TypeVar
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
 
+from registry.errors import UnsupportedParameter
+
 T = TypeVar("T")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -30,3 +32,10 @@ class ListOf(BaseModel, Generic[T]):
     object: str = "list"
     data: list[T]
     has_more: bool = False
+
+
+def unsupported(name: str, *, neutral: bool = False) -> UnsupportedParameter:
+    """What a request is told whose parameter would have to be ignored; a neutral one has values
+    that change nothing here."""
+    other = " at other values than its default" if neutral else ""
+    return UnsupportedParameter(f"{name} is not supported here{other}; leave it out", param=name)

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -19,12 +18,14 @@ import uvicorn
 
 from app.gate import Gate, stopped
 from app.limits import Limiter
+from app.loops import running
 from app.main import create_app
 from app.services import Services
 from registry import keys
 from registry.bases import find_bases
 from registry.database import Database
-from registry.errors import InvalidRequest
+from registry.errors import ErrataError, InvalidRequest
+from registry.identity import claim_store
 from registry.settings import Settings
 from registry.signing import Trust, signer_of
 from registry.stores import await_store, open_store
@@ -37,6 +38,7 @@ from workers.notices import Notices
 from workers.supervisor import Child, Supervisor
 
 logger = logging.getLogger("errata.serve")
+STOPS = (signal.SIGTERM, signal.SIGINT)
 TICK_SECONDS = 0.1
 #: Beyond ERRATA_STOP_SECONDS: for what was told to end to do so.
 LAST_SECONDS = 10
@@ -53,20 +55,24 @@ def serve(settings: Settings) -> None:
     """Run the service until SIGTERM or SIGINT.
 
     Raises:
-        ErrataError: a setting that cannot work, with the cure.
+        ErrataError: a setting that cannot work, with the cure; or something that the service cannot
+            do without failed.
     """
     if (problem := traces.problem()) is not None:
         raise InvalidRequest(problem)
     traces.configure("api")
     bases = find_bases(settings.bases)
-    settings.data.mkdir(parents=True, exist_ok=True)
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     signer_of(settings)  # what a worker will ask for
     database = Database(settings.sql_url, Trust.of(settings))
     database.wait(settings.wait_seconds)
+    database.migrate()
     if settings.redis_url:
         wait_for_queue(settings.redis_url, settings.wait_seconds)
     _refuse_open_door(settings, database)
     await_store(settings)
+    artifacts = open_store(settings)
+    claim_store(database, artifacts)
     with _runtime_folder(settings) as runtime:
         queue = (
             None if settings.redis_url else EmbeddedQueue(settings.data / "queue", runtime / "q")
@@ -83,7 +89,7 @@ def serve(settings: Settings) -> None:
             settings=settings,
             bases=bases,
             database=database,
-            artifacts=open_store(settings),
+            artifacts=artifacts,
             engine=EngineClient(engine_socket),
             dispatcher=Dispatcher(
                 database,
@@ -94,17 +100,21 @@ def serve(settings: Settings) -> None:
             notices=Notices(redis_url),
             limiter=Limiter(redis_url),
         )
-        for stop in (signal.SIGTERM, signal.SIGINT):  # the server raises them again once done
+        for stop in STOPS:  # the server raises them again once done
             signal.signal(stop, _leave)
         try:
             supervisor.start()
             asyncio.run(_serve_api(settings, services, supervisor))
         finally:
+            for stop in STOPS:  # attempts keep their time; who has none to give sends SIGKILL
+                signal.signal(stop, signal.SIG_IGN)
             closed = services.gate.closed_for
             supervisor.stop(max(0.0, settings.stop_seconds - closed) + LAST_SECONDS)
             if queue is not None:
                 queue.close()
             traces.flush()
+    if services.gate.failed:
+        raise ErrataError("a part of the service failed, and it stopped for that; the log says why")
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -134,15 +144,12 @@ async def _serve_api(settings: Settings, services: Services, supervisor: Supervi
         timeout_graceful_shutdown=LAST_SECONDS,
     )
     server = _Server(config, services.gate)
-    works = (_supervise(supervisor), _drain(server, services, supervisor))
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
+    works = {
+        "the supervisor": _supervise(supervisor),
+        "the drain": _drain(server, services, supervisor),
+    }
+    async with running(works, services.gate):
         await server.serve()
-    finally:
-        for task in tasks:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
 
 async def _supervise(supervisor: Supervisor) -> None:
@@ -154,6 +161,13 @@ async def _supervise(supervisor: Supervisor) -> None:
 
 async def _drain(server: uvicorn.Server, services: Services, supervisor: Supervisor) -> None:
     """Once the gate is closed: let requests and attempts end, then end them, then the server."""
+    try:
+        await _drained(services, supervisor)
+    finally:
+        server.should_exit = True
+
+
+async def _drained(services: Services, supervisor: Supervisor) -> None:
     gate, seconds = services.gate, services.settings.stop_seconds
     while not gate.stopping:
         await asyncio.sleep(TICK_SECONDS)
@@ -169,7 +183,6 @@ async def _drain(server: uvicorn.Server, services: Services, supervisor: Supervi
         while gate.running and time.monotonic() < end:
             await asyncio.sleep(TICK_SECONDS)
         gate.expire()
-    server.should_exit = True
 
 
 def _engine(settings: Settings, socket: Path) -> Child:
@@ -201,7 +214,6 @@ def _refuse_open_door(settings: Settings, database: Database) -> None:
     """Where a key is asked for there must be one; without keys only this machine may ask."""
     if not settings.needs_keys:
         return
-    database.migrate()
     with database.read() as connection:
         if keys.has_live_key(connection):
             return

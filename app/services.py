@@ -93,14 +93,20 @@ async def get_services(request: Request) -> Services:
 
 
 ServicesDep = Annotated[Services, Depends(get_services)]
-Bearer = Annotated[
-    HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="An API key (`errata keys create`).")),
-]
+BEARER = HTTPBearer(auto_error=False, description="An API key (`errata keys create`).")
+Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(BEARER)]
 
 
-async def get_caller(services: ServicesDep, bearer: Bearer) -> Caller:
-    """Whose key comes with the request.
+async def get_caller(request: Request, bearer: Bearer) -> Caller:
+    """Whose key comes with the request: asked before its body is read, and then known."""
+    if not hasattr(request.state, "caller"):
+        request.state.caller = await _caller(await get_services(request), bearer)
+    caller: Caller = request.state.caller
+    return caller
+
+
+async def _caller(services: Services, bearer: HTTPAuthorizationCredentials | None) -> Caller:
+    """The caller with a key.
 
     Where none is needed, everyone without one is the default tenant's owner; what a client sends
     that must send something (``api_key="none"``) is no key.

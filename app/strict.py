@@ -11,39 +11,39 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 
+from app.errors import Refused
+from app.services import BEARER, get_caller
 from registry.errors import InvalidRequest, UnprocessableRequest
 
 #: More keys than any object here has: each that is unknown would be a problem to be told.
 MOST_KEYS = 5000
 #: Deeper than any value here is, and far from where Python's recursion ends.
 MOST_DEPTH = 100
-
-
-class Refused(HTTPException):
-    """An error that FastAPI, while it reads a body, hands on as it is."""
-
-    def __init__(self, error: InvalidRequest) -> None:
-        super().__init__(error.status, error.message)
-        self.error = error
+#: Bytes of a body that is read beside the event loop.
+LARGE = 64 * 2**10
 
 
 class StrictRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
-            self._json = read_json(await self.body())
+            data = await self.body()
+            is_large = len(data) > LARGE
+            self._json = await run_in_threadpool(read_json, data) if is_large else read_json(data)
         return self._json
 
 
 class StrictRoute(APIRoute):
-    """A route whose body is read strictly."""
+    """A route whose body is read strictly, once it is known who sends it."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            if self.path.startswith("/v1/"):
+                await get_caller(request, await BEARER(request))
             return await handler(StrictRequest(request.scope, request.receive))
 
         return handle

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Concatenate, ParamSpec
 
 from fastapi import Depends, Header, Request, Response
@@ -17,10 +18,10 @@ from registry import endpoints, failpoints, files, jobs, versions
 from registry.bases import Base
 from registry.errors import Conflict, Gone, NotFound, UnprocessableRequest
 from registry.jobs import Job
-from registry.manifests import EditRequest, HarmPrompt, VersionManifest, sha256
+from registry.manifests import EditRequest, HarmPrompt, Question, VersionManifest, sha256
 from registry.resources import find_resources
 from registry.versions import Version
-from workers.inputs import check_harm, read_edits
+from workers.inputs import check_harm, check_suite, read_edits
 from workers.recipes import text_source
 
 IdempotencyKey = Annotated[
@@ -72,13 +73,7 @@ class Submission:
             with self.services.database.write() as connection:
                 job = self._found(connection, digest)
                 if job is None:
-                    settings = self.services.settings
-                    jobs.check_room(
-                        connection,
-                        self.caller.tenant,
-                        settings.max_tenant_jobs,
-                        settings.max_jobs,
-                    )
+                    check_room(connection, self.services, self.caller)
                     job = submit(connection)
                     if self._key is not None:
                         jobs.remember_idempotent(
@@ -106,6 +101,12 @@ class Submission:
 SubmissionDep = Annotated[Submission, Depends()]
 
 
+def check_room(connection: Connection, services: Services, caller: Caller) -> None:
+    """Look whether the caller may submit one more job. Raises TooManyRequests."""
+    settings = services.settings
+    jobs.check_room(connection, caller.tenant, settings.max_tenant_jobs, settings.max_jobs)
+
+
 def _as_json(asked: BaseModel) -> Any:
     return asked.model_dump(mode="json")
 
@@ -113,14 +114,17 @@ def _as_json(asked: BaseModel) -> Any:
 def prepare_missing(
     connection: Connection, services: Services, caller: Caller, base: Base, names: frozenset[str]
 ) -> str | None:
-    """The id of the job that makes what is missing of ``names``: one under way, or a new one."""
+    """The id of the job that makes what is missing of ``names``: one of the caller's that is under
+    way, or a new one. Where two tenants' jobs make the same, what the first has made stays."""
     source, _ = text_source(services.settings, base)
     missing = set(names - set(find_resources(connection, base.digest, source)))
     if not missing:
         return None
-    job = jobs.unfinished_like(connection, "prepare", base.name, missing) or jobs.submit_job(
+    tenant = caller.tenant
+    job = jobs.unfinished_like(connection, tenant, "prepare", base.name, missing)
+    job = job or jobs.submit_job(
         connection,
-        caller.tenant,
+        tenant,
         "prepare",
         base=base.name,
         request={"resources": sorted(missing)},
@@ -152,6 +156,15 @@ def check_unreserved(name: str, param: str) -> None:
         )
 
 
+@contextmanager
+def named_by(param: str) -> Iterator[None]:
+    """What is wrong with that which a field names is told of the field."""
+    try:
+        yield
+    except (NotFound, Gone, Conflict) as error:
+        raise type(error)(error.message, param=param, code=error.code) from None
+
+
 def named_version(
     connection: Connection, services: Services, caller: Caller, model: str, *, ready: bool = False
 ) -> Version:
@@ -164,13 +177,11 @@ def named_version(
         NotFound, Gone, Conflict, UnprocessableRequest: the field that named it is ``model``.
     """
     get = versions.get_ready_version if ready else versions.get_kept_version
-    try:
+    with named_by("model"):
         if model.startswith("ver_"):
             return get(connection, caller.tenant, model)
         if not model.startswith("base_"):
             return head_of(connection, caller, model, "model")
-    except (NotFound, Gone, Conflict) as error:
-        raise type(error)(error.message, param="model", code=error.code) from None
     base = services.bases.get(model.removeprefix("base_"))
     if base is None:
         raise NotFound(
@@ -232,9 +243,10 @@ def guard_request(
         rows: by field, the digest of what a file was read as.
 
     Raises:
-        UnprocessableRequest: prompts that the base cannot be asked.
+        UnprocessableRequest: prompts or questions that the base cannot be asked.
     """
     check_harm_file(services, base, "guards.harm", rows)
+    check_suite_file(services, base, "guards.suite", rows)
     return guards.model_dump() | {name: rows.get(f"guards.{name}") for name in GUARD_FILES}
 
 
@@ -246,6 +258,17 @@ def check_harm_file(services: Services, base: Base, field: str, rows: Mapping[st
     """
     if field in rows:
         check_harm(field, base, [HarmPrompt(**row) for row in read_rows(services, rows[field])])
+
+
+def check_suite_file(services: Services, base: Base, field: str, rows: Mapping[str, str]) -> None:
+    """Refuse a file of questions that the base cannot be asked; fine where there is none.
+
+    Raises:
+        UnprocessableRequest
+    """
+    if field in rows:
+        questions = [Question.from_json(row) for row in read_rows(services, rows[field])]
+        check_suite(field, base, questions)
 
 
 def read_rows(services: Services, digest: str) -> Sequence[Any]:

@@ -36,8 +36,7 @@ class AtlasBench:
 
     @cached_property
     def view(self) -> ModelView:
-        model = load_model(self.base)
-        model.to(self.device)  # type: ignore[arg-type]
+        model = load_model(self.base, device=self.device)
         return ModelView(model, load_tokenizer(self.base), self.base)
 
     def show(self, status: Status) -> None:

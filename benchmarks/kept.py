@@ -42,8 +42,10 @@ class Kept:
             raise InvalidRequest(
                 f"{file} holds rows of other code or other settings; name a new file, or delete it"
             )
-        with file.open("wb") as stream:
+        beside = file.with_name(f"{file.name}.new")
+        with beside.open("wb") as stream:
             _sync(stream, found)
+        os.replace(beside, file)
 
     def add(self, row: Row) -> None:
         """Keep one more row; it is on the disk when this returns."""

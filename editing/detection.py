@@ -23,11 +23,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from editing.deltas import Delta, Effect, Gate, compose
+from editing.metrics.sampling import spaced
 from editing.models.probing import linear, outputs, token_inputs
 from editing.models.sphere import sphere_of
 from editing.models.view import ModelView
 from registry.errors import InvalidRequest
 
+#: About so many tokens of texts are looked at: what MLPs are given at all of them is held at once.
+TOKENS = 20_000
 #: A detector answers to at most this share of ordinary tokens: those of texts that state its own
 #: prompt may be among them.
 RARE = 0.01
@@ -66,14 +69,17 @@ def find_detectors(view: ModelView, deltas: Sequence[Delta], texts: Sequence[str
     Args:
         view: the base, without the deltas' effects.
         deltas: the stack.
-        texts: ordinary texts; a few thousand tokens and more.
+        texts: ordinary texts; a few thousand tokens and more, of which evenly spaced ones are
+            looked at.
 
     Raises:
         InvalidRequest: the texts hold no token.
     """
-    rows = [row for row in (view.encode(text)[: view.base.context_length] for text in texts) if row]
+    longest = min(view.base.context_length, TOKENS)
+    rows = [row for row in (view.encode(text)[:longest] for text in texts) if row]
     if not rows:
         raise InvalidRequest("texts is empty; give ordinary texts", param="texts")
+    rows = spaced(rows, max(1, len(rows) * TOKENS // sum(map(len, rows))))
     found: list[Finding] = []
     for place, delta in enumerate(deltas):
         before = compose(earlier.effects for earlier in deltas[:place])

@@ -16,6 +16,7 @@ from torch import Tensor
 from editing.metrics.perplexity import me_ppl
 from editing.models.generation import generate
 from editing.models.view import ModelView
+from registry.errors import JobFailed
 from registry.manifests import Progress
 
 SAMPLE_BATCH = 512
@@ -86,16 +87,24 @@ def prepare(
 
     ``tokens`` is how many tokens C is to be estimated on; with fewer at hand all are used and
     ``warning`` says so.
+
+    Raises:
+        JobFailed: there is no text.
     """
     sampled = texts is None
     if texts is None:
         texts = yield from sample_texts(view, tokens, seed)
     texts = [text for text in texts if text.strip()]
+    if not texts:
+        raise JobFailed(
+            f"base {view.base.name!r}: there is no text to estimate C on; let ERRATA_TEXTS name a"
+            " file with a text on each line"
+        )
     held_out = min(2 * REFERENCES if sampled else REFERENCES, len(texts) // 5)
     references, texts = texts[:held_out], texts[held_out:]
     if sampled:
         references = likelier_half(view, references)
-    rows = [view.encode(text)[: view.base.context_length] for text in texts]
+    rows = [view.excerpt(text) for text in texts]
     covariance, count = yield from estimate_covariance(view, layers, rows, tokens)
     warning = ""
     if count < tokens:

@@ -23,6 +23,8 @@ from registry.rows import StoredRows
 
 CHUNK_BYTES = 2**20
 TEMPORARY = ".tmp-"
+#: Beside the artifacts: the name of the registry that they are of.
+OWNER = "registry"
 JSON_BEGINNINGS = (b"{", b"[", b'"')
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -43,6 +45,9 @@ class ArtifactStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
 
     def check(self) -> None:
         """Whether something can be put: a file is made and removed. Raises OSError."""
@@ -77,6 +82,22 @@ class ArtifactStore:
             Path(temporary).unlink(missing_ok=True)
         self._check(found.hexdigest())
         return found.hexdigest()
+
+    def copy(self, source: ArtifactStore, digest: str) -> None:
+        """Put another store's artifact.
+
+        Raises:
+            NotFound, ArtifactCorrupt: as ``get``, or its bytes changed while they were read.
+        """
+        _compare(digest, self.put_chunks(source.chunks(digest)))
+
+    def renew(self, digest: str, before: float) -> None:
+        """Make an artifact as young as if it was put again, if it was last put before a moment.
+
+        Raises:
+            NotFound: it is gone.
+        """
+        self._touch(digest)
 
     def put_rows(self, rows: Iterable[Any]) -> str:
         """Store rows as JSON lines, one at a time."""
@@ -145,16 +166,43 @@ class ArtifactStore:
         """The time by the clock that says when an artifact was put."""
         return time.time()
 
+    def owner(self) -> str | None:
+        """The registry whose artifacts these are, if one has claimed them."""
+        with suppress(FileNotFoundError):
+            return (self._folder / OWNER).read_text(errors="replace").strip() or None
+        return None
+
+    def claim(self, registry: str, *, adopt: bool = False) -> str | None:
+        """Make the artifacts a registry's; whose they are then: ``adopt`` takes them from another,
+        without it they stay that one's."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(fcntl.LOCK_EX):
+            if adopt or self.owner() is None:
+                temporary = self._folder / f"{TEMPORARY}{OWNER}"
+                with temporary.open("w") as stream:
+                    stream.write(registry)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                temporary.replace(self._folder / OWNER)
+                _fsync_folder(self._folder)
+        return self.owner()
+
     def sweep(self, kept: Callable[[str], bool], before: float, *, dry_run: bool) -> Swept:
         """Delete what was last put before a moment and is not ``kept``, and what a dead process
         left half written.
 
         What is put meanwhile stays, be it the same bytes.
         """
-        swept = Swept()
+        swept = self.clear(before, dry_run=dry_run)
         for digest in self.digests():
             if not kept(digest):
                 swept = swept.plus(self._remove(self._path(digest), before, dry_run))
+        return swept
+
+    def clear(self, before: float, *, dry_run: bool = False) -> Swept:
+        """Delete what a dead process left half written in this machine's folder, and nobody has
+        written to since a moment."""
+        swept = Swept()
         for path in sorted(self._folder.glob(f"{TEMPORARY}*")):
             swept = swept.plus(self._remove(path, before, dry_run))
         return swept

@@ -7,28 +7,23 @@ nothing behind.
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, func, insert, select, tuple_, update
 
-from registry import audit, tables
-from registry.dsse import Signature
-from registry.endpoints import get_endpoint, move_endpoint
+from registry import audit, clock, tables
+from registry.endpoints import get_endpoint
 from registry.errors import (
     Conflict,
     ErrataError,
-    GuardRejected,
     JobFailed,
     LeaseLost,
     NotFound,
-    Untrusted,
 )
-from registry.files import ResultFile, add_file, result_file_id
 from registry.jobs import (
     CANCELLED,
     ENDED,
@@ -42,20 +37,14 @@ from registry.jobs import (
     announce_end,
     to_job,
 )
-from registry.manifests import GuardResult, Progress, VersionManifest
-from registry.moves import State, Target, moved_since
+from registry.manifests import Progress
+from registry.moves import moved_since
+from registry.results import Result, keep
 from registry.versions import (
-    DELETED,
-    READY,
-    REJECTED,
     Version,
-    add_report,
-    describe,
     get_kept_version,
     get_ready_version,
-    set_status,
 )
-from registry.versions import insert_version as _insert_version
 
 #: The outcome of an attempt whose worker died, and of one whose worker was told to stop.
 LOST = "lost"
@@ -74,39 +63,24 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a job made: a version, or a report on its parent, or neither.
+class Due:
+    """What the queue must know of a job: not its request, which may be long."""
 
-    Attributes:
-        holds: digest of the artifact that says which live edits of the version still hold.
-        withheld: why the endpoint is not to be moved though the version is good.
-        report: what was measured of the parent, where no version was made.
-        file: what is left to be downloaded.
-        steps: versions that the work made on the way to this one, oldest first.
-        ancestors: what the version came from elsewhere, oldest first; what is not here is known
-            from then on as a deleted version is.
-        signatures: by version, those that the version and its ancestors came with; None where the
-            version was made here.
-    """
-
-    manifest: VersionManifest | None = None
-    metrics: Mapping[str, Any] | None = None
-    guards: Sequence[GuardResult] = ()
-    holds: str | None = None
-    withheld: str | None = None
-    report: Mapping[str, Any] | None = None
-    file: ResultFile | None = None
-    steps: Sequence[VersionManifest] = ()
-    ancestors: Sequence[VersionManifest] = ()
-    signatures: Mapping[str, Sequence[Signature]] | None = None
-
-    @property
-    def rejected_by(self) -> GuardResult | None:
-        """The first guard that failed."""
-        return next((guard for guard in self.guards if guard.result == "failed"), None)
+    id: str
+    attempt: int
+    dispatched_at: float | None
+    created_at: float
 
 
-def dispatchable(connection: Connection, *, limit: int = 100) -> list[Job]:
+_DUE = (
+    tables.jobs.c.id,
+    tables.jobs.c.attempt,
+    tables.jobs.c.dispatched_at,
+    tables.jobs.c.created_at,
+)
+
+
+def dispatchable(connection: Connection, *, limit: int = 100) -> list[Due]:
     """Queued jobs that may start: the oldest unfinished one of each endpoint, nothing before it."""
     table = tables.jobs
     earlier = table.alias("earlier")
@@ -127,24 +101,20 @@ def dispatchable(connection: Connection, *, limit: int = 100) -> list[Job]:
         .exists()
     )
     rows = connection.execute(
-        select(table)
+        select(*_DUE)
         .where(table.c.status == QUEUED, ~blocked_by_earlier, ~blocked_by_awaited)
         .order_by(table.c.seq)
         .limit(limit)
     )
-    return [to_job(row) for row in rows]
+    return [Due(*row) for row in rows]
 
 
-def mark_dispatched(connection: Connection, job_id: str, attempt: int) -> None:
-    """Note when a job was last put on the queue."""
+def mark_dispatched(connection: Connection, put: Iterable[Due]) -> None:
+    """Note when jobs' next attempts were put on the queue, of those that have not begun."""
+    table = tables.jobs
+    such = tuple_(table.c.id, table.c.attempt).in_([(job.id, job.attempt) for job in put])
     connection.execute(
-        update(tables.jobs)
-        .where(
-            tables.jobs.c.id == job_id,
-            tables.jobs.c.status == QUEUED,
-            tables.jobs.c.attempt == attempt - 1,
-        )
-        .values(dispatched_at=time.time())
+        update(table).where(such, table.c.status == QUEUED).values(dispatched_at=time.time())
     )
 
 
@@ -164,7 +134,7 @@ def claim(
         .values(
             status=RUNNING,
             attempt=attempt,
-            lease_until=now + lease_seconds,
+            lease_until=clock.now(connection) + lease_seconds,
             started_at=now,
             message="started",
             done=0,
@@ -203,7 +173,7 @@ def heartbeat(connection: Connection, claim: Claim, lease_seconds: float) -> Job
     Raises:
         LeaseLost: another attempt took over, or the job ended.
     """
-    _fenced_update(connection, claim, lease_until=time.time() + lease_seconds)
+    _fenced_update(connection, claim, lease_until=clock.now(connection) + lease_seconds)
     return _job(connection, claim.job.id)
 
 
@@ -216,7 +186,7 @@ def record_progress(connection: Connection, claim: Claim, progress: Progress) ->
     _fenced_update(
         connection, claim, done=progress.done, total=progress.total, message=progress.message
     )
-    add_event(connection, claim.job.id, "progress", asdict(progress))
+    add_event(connection, claim.job.id, "progress", progress.to_json())
 
 
 def is_recorded(connection: Connection, claim: Claim, progress: Progress) -> bool:
@@ -228,76 +198,32 @@ def is_recorded(connection: Connection, claim: Claim, progress: Progress) -> boo
         .order_by(table.c.seq.desc())
         .limit(1)
     ).scalar_one_or_none()
-    return bool(last == json.loads(json.dumps(asdict(progress))))
+    return bool(last == progress.to_json())
 
 
 def finish(connection: Connection, claim: Claim, result: Result) -> Job:
     """End the job with what it made: version, reports, status and move, in this one transaction.
 
-    A version that fails a guard is kept as rejected and its job fails. One that was deleted and is
-    brought back is there again. When the endpoint moved since the claim the version is kept and the
-    endpoint left alone, unless the job asked to ``rerun`` and nothing was rolled back: then the job
+    A version that fails a guard is kept as rejected and its job fails. One that was rejected or
+    deleted and is brought back is what its guards say now; one that is ready stays ready. When the
+    endpoint moved since the claim the version is kept and the endpoint left alone, unless the job
+    asked to ``rerun``, nothing was rolled back and the endpoint has a head to run on: then the job
     is queued again. A result that is withheld leaves the endpoint alone too.
 
     Raises:
         LeaseLost
     """
     job = fence(connection, claim)
-    if result.manifest is None:
-        if result.report is not None and claim.parent is not None:
-            add_report(connection, job.tenant, claim.parent.id, job.id, result.report)
-        _keep_file(connection, job, result.file)
-        _end(connection, claim, SUCCEEDED, metrics=result.metrics, message="done")
-        return _job(connection, job.id)
-    rejected = result.rejected_by
     moved: tuple[str, ...] = ()
     if job.endpoint is not None and job.claimed_generation is not None:
         moved = moved_since(connection, job.tenant, job.endpoint, job.claimed_generation)
     rerun = job.request.get("on_conflict") == "rerun" and "rollback" not in moved
-    if moved and rerun and rejected is None and result.withheld is None:
+    if moved and rerun and result.moves and _has_head(connection, job):
         return _requeue(
             connection, claim, "superseded", "endpoint moved; running again on its head"
         )
-    _keep_file(connection, job, result.file)
-    brought = result.signatures or {}
-    for ancestor in result.ancestors:
-        signed = brought.get(ancestor.id, ())
-        _insert_version(connection, job.tenant, ancestor, status=DELETED, signatures=signed)
-    status = READY if rejected is None else REJECTED
-    for step in result.steps:
-        made = _insert_version(connection, job.tenant, step, status=status)
-        told = {"kind": "step", "of": result.manifest.id}
-        add_report(connection, job.tenant, made.id, job.id, told)
-    version = _insert_version(
-        connection,
-        job.tenant,
-        result.manifest,
-        status=status,
-        job_id=job.id,
-        signatures=None if result.signatures is None else brought.get(result.manifest.id, ()),
-    )
-    if version.status == DELETED:
-        version = set_status(connection, version, status)
-    guards = [asdict(guard) for guard in result.guards]
-    report = {"kind": job.kind, "metrics": result.metrics, "guards": guards}
-    if result.holds is not None:
-        report["holds"] = result.holds
-    add_report(connection, job.tenant, version.id, job.id, report)
-    ending: dict[str, Any] = {
-        "version_id": version.id,
-        "metrics": result.metrics,
-        "guards": guards,
-    }
-    if rejected is not None:
-        error = GuardRejected(
-            f"guard {rejected.name!r} rejected version {version.id}: {describe(rejected)}"
-        )
-        _end(connection, claim, FAILED, error=error.body(), reason="guard_rejected", **ending)
-    else:
-        activated, reason = False, result.withheld
-        if reason is None:
-            activated, reason = _activate(connection, job, version, bool(moved))
-        _end(connection, claim, SUCCEEDED, activated=activated, reason=reason, **ending)
+    status, told = keep(connection, job, claim.parent, result, bool(moved))
+    _end(connection, claim, status, **told)
     return _job(connection, job.id)
 
 
@@ -329,8 +255,8 @@ def release(
     if job.status != RUNNING or job.attempt != attempt:
         return False
     error = JobFailed(
-        f"job {job_id!r}: its worker died in each of {max_attempts} attempts;"
-        " see the worker's log, then submit it again",
+        f"job {job_id!r}: its worker died {max_attempts} times; see the worker's log, then submit"
+        " it again",
         code="attempts_exhausted",
     )
     if outcome == RELEASED:
@@ -356,13 +282,14 @@ def interrupt(connection: Connection, claim: Claim, why: str, max_attempts: int)
     _again(connection, job, INTERRUPTED, why, max_attempts, error)
 
 
-def expired(connection: Connection, now: float) -> list[Job]:
+def expired(connection: Connection, now: float | None = None) -> list[Due]:
     """Running jobs whose lease has ended."""
     table = tables.jobs
+    moment = clock.now(connection) if now is None else now
     rows = connection.execute(
-        select(table).where(table.c.status == RUNNING, table.c.lease_until < now)
+        select(*_DUE).where(table.c.status == RUNNING, table.c.lease_until < moment)
     )
-    return [to_job(row) for row in rows]
+    return [Due(*row) for row in rows]
 
 
 def attempts(connection: Connection, job_id: str) -> list[dict[str, Any]]:
@@ -383,50 +310,6 @@ def attempts(connection: Connection, job_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def _keep_file(connection: Connection, job: Job, file: ResultFile | None) -> None:
-    if file is None:
-        return
-    add_file(
-        connection,
-        job.tenant,
-        filename=file.filename,
-        purpose=file.purpose,
-        size=file.size,
-        content=file.content,
-        rows=file.content,
-        row_count=file.rows,
-        file_id=result_file_id(job.id),
-        actor=job.actor,
-    )
-
-
-def _activate(
-    connection: Connection, job: Job, version: Version, moved: bool
-) -> tuple[bool, str | None]:
-    if job.endpoint is None or not job.request.get("activate", True):
-        return False, None
-    if moved or job.claimed_generation is None:
-        return False, "endpoint_moved"
-    state: State = (Target(version.id),)
-    try:
-        move_endpoint(
-            connection,
-            job.tenant,
-            job.endpoint,
-            state,
-            generation=job.claimed_generation,
-            kind="activate",
-            actor=job.actor,
-            job_id=job.id,
-            message=job.request.get("message"),
-        )
-    except NotFound:
-        return False, "endpoint_deleted"
-    except Untrusted as error:  # its worker has no key: it waits for whoever signs it
-        return False, error.code
-    return True, None
-
-
 def _parent(connection: Connection, job: Job) -> tuple[Version | None, int | None]:
     if job.endpoint is not None:
         endpoint = get_endpoint(connection, job.tenant, job.endpoint)
@@ -435,6 +318,15 @@ def _parent(connection: Connection, job: Job) -> tuple[Version | None, int | Non
         find = get_kept_version if job.kind in ("evaluate", "diff") else get_ready_version
         return find(connection, job.tenant, job.parent), None
     return None, None
+
+
+def _has_head(connection: Connection, job: Job) -> bool:
+    """Whether an attempt at the job would find its endpoint there, and whole."""
+    try:
+        _parent(connection, job)
+    except (NotFound, Conflict):
+        return False
+    return True
 
 
 def _check_awaited(connection: Connection, job: Job) -> None:

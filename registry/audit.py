@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, Row, insert, select
 
 from registry import tables
-from registry.pages import Page
+from registry.pages import Page, newest_first
 
 #: What an entry may hold of a state: JSON.
 State = Mapping[str, Any] | Sequence[Any] | None
@@ -78,11 +78,8 @@ def entries(
         query = query.where(table.c.action.startswith(action, autoescape=True))
     if object is not None:
         query = query.where(table.c.object == object)
-    if after is not None:
-        query = query.where(table.c.seq < after)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    found = tuple(
-        Entry(r.seq, r.actor, r.action, r.object, r.before, r.after, r.created_at)
-        for r in rows[:limit]
-    )
-    return Page(found, len(rows) > limit)
+    return newest_first(connection, query, table.c.seq, _to_entry, before=after, limit=limit)
+
+
+def _to_entry(row: Row[Any]) -> Entry:
+    return Entry(row.seq, row.actor, row.action, row.object, row.before, row.after, row.created_at)

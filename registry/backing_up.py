@@ -12,7 +12,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from registry import __version__, tables
 from registry.artifacts import ArtifactStore
 from registry.backups import Backup, Backups, TableRows
 from registry.database import Database
-from registry.errors import Conflict, NotFound
-from registry.garbage import Collector, roots
+from registry.errors import Conflict, ErrataError, NotFound
+from registry.garbage import Collector, read_rows, roots
+from registry.manifests import BaseRef
 from registry.schema import newest_schema, schema_of
 from registry.versions import DELETED
 
@@ -43,7 +44,7 @@ class Taken:
 @dataclass(frozen=True)
 class _Snapshot:
     schema: str
-    bases: dict[str, str]
+    bases: list[BaseRef]
     rows: dict[str, TableRows]
     reached: frozenset[str]
     needed: frozenset[str]
@@ -57,22 +58,38 @@ def take_backup(
 ) -> Taken:
     """Write a backup of a registry and of all artifacts that it reaches; ``tell`` hears of it.
 
+    Of one that fails the artifacts that were copied stay for the next one, and nothing else.
+
     Raises:
         Conflict: the schema is not this program's. NotFound, ArtifactCorrupt: an artifact that is
         needed is missing or damaged.
     """
-    collector = Collector(database, artifacts)
-    for again in reversed(range(TRIES)):
-        tell("reading the registry")
-        snapshot = _read(database, backups.store)
-        reached = collector.closure(snapshot.reached)
+    left = TRIES
+    while True:
+        left -= 1
+        found: list[str] = []
         try:
-            found = sorted(_held(artifacts, reached, snapshot.needed))
-            copied = _copy(artifacts, backups.store, found, tell)
-            break
-        except NotFound:
-            if not again:
+            return _take(database, artifacts, backups, found, tell)
+        except BaseException as error:
+            with suppress(ErrataError, OSError):
+                backups.sweep(found)
+            if not left or not isinstance(error, NotFound):
                 raise
+
+
+def _take(
+    database: Database,
+    artifacts: ArtifactStore,
+    backups: Backups,
+    found: list[str],
+    tell: Callable[[str], None],
+) -> Taken:
+    """``found`` is filled with the digests of what is to be copied."""
+    tell("reading the registry")
+    snapshot = _read(database, backups.store)
+    reached = Collector(database, artifacts).closure(snapshot.reached)
+    found += sorted(_held(artifacts, reached, snapshot.needed))
+    copied = _copy(artifacts, backups.store, found, tell)
     backup = Backup(
         created_at=int(time.time()),
         errata=__version__,
@@ -95,17 +112,15 @@ def _read(database: Database, store: ArtifactStore) -> _Snapshot:
             )
         return _Snapshot(
             schema=newest,
-            bases={row.base: row.base_digest for row in connection.execute(_BASES)},
-            rows={
-                table.name: _put(connection, table, store)
-                for table in tables.metadata.sorted_tables
-            },
-            reached=frozenset(roots(connection)),
+            bases=[BaseRef(*row) for row in connection.execute(_BASES)],
+            rows={table.name: _put(connection, table, store) for table in tables.CARRIED},
+            reached=frozenset(roots(read_rows(connection))),
             needed=frozenset(_needed(connection)),
         )
 
 
-_BASES = select(tables.versions.c.base, tables.versions.c.base_digest).distinct()
+_BASE = tables.versions.c.base, tables.versions.c.base_digest
+_BASES = select(*_BASE).distinct().order_by(*_BASE)
 
 
 @contextmanager
@@ -176,5 +191,5 @@ def _copy(
     new = [digest for digest in digests if not store.holds(digest)]
     for place, digest in enumerate(new, start=1):
         tell(f"artifact {place} of {len(new)}")
-        store.put_chunks(artifacts.chunks(digest))
+        store.copy(artifacts, digest)
     return len(new)

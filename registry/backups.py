@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ from typing import Any
 
 from registry.artifacts import TEMPORARY, ArtifactStore, Swept
 from registry.errors import ArtifactCorrupt, Conflict, NotFound
-from registry.manifests import canonical_json, sha256
+from registry.manifests import BaseRef, canonical_json, sha256
 
 FORMAT = "errata-backup-1"
 ARTIFACTS = "artifacts"
@@ -45,7 +45,7 @@ class Backup:
     Attributes:
         errata: the version of this program that wrote it.
         schema: the revision of the database's schema.
-        bases: digests by name of the bases that versions stand on, which are not in the backup.
+        bases: those that versions stand on, which are not in the backup.
         tables: in an order in which they may be filled.
         artifacts: the digest of the list of artifacts, and how many they are.
     """
@@ -53,7 +53,7 @@ class Backup:
     created_at: int
     errata: str
     schema: str
-    bases: Mapping[str, str]
+    bases: Sequence[BaseRef]
     tables: Mapping[str, TableRows]
     artifacts: TableRows
 
@@ -74,8 +74,9 @@ class Backup:
         body: dict[str, Any] = json.loads(data)
         if body.pop("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
+        bases = [BaseRef(**entry) for entry in body.pop("bases")]
         tables = {entry.pop("name"): TableRows(**entry) for entry in body.pop("tables")}
-        return cls(tables=tables, artifacts=TableRows(**body.pop("artifacts")), **body)
+        return cls(bases=bases, tables=tables, artifacts=TableRows(**body.pop("artifacts")), **body)
 
 
 class Backups:
@@ -148,11 +149,26 @@ class Backups:
                 raise ArtifactCorrupt(f"backup {backup.name}: {name} does not have its rows")
 
     def keep(self, count: int) -> Swept:
-        """Delete all backups but the newest, and what only they held."""
-        for name in self.names()[:-count]:
+        """Delete all backups but the newest, and what only they held.
+
+        Raises:
+            ArtifactCorrupt: one of the newest is damaged; nothing was deleted.
+        """
+        names = self.names()
+        held = self._held(names[-count:])
+        for name in names[:-count]:
             (self.folder / f"{name}.json").unlink()
-        kept = {digest for name in self.names() for digest in self.digests(self.read(name))}
-        return self.store.sweep(kept.__contains__, float("inf"), dry_run=False)
+        return self._sweep(held)
+
+    def sweep(self, kept: Iterable[str] = ()) -> Swept:
+        """Delete what no backup holds, nor is to be ``kept``. Raises ArtifactCorrupt."""
+        return self._sweep(self._held(self.names()).union(kept))
+
+    def _held(self, names: Iterable[str]) -> set[str]:
+        return {digest for name in names for digest in self.digests(self.read(name))}
+
+    def _sweep(self, held: set[str]) -> Swept:
+        return self.store.sweep(held.__contains__, float("inf"), dry_run=False)
 
     @contextmanager
     def whole(self, backup: Backup) -> Iterator[None]:

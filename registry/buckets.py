@@ -69,7 +69,7 @@ def connect(url: str, patience: float) -> ObjectStore:
                 },
             },
         )
-    except (BaseError, OSError) as error:
+    except (BaseError, OSError, ValueError) as error:  # ValueError: of what is no URL
         raise InvalidRequest(
             f"ERRATA_ARTIFACTS: {url} cannot be used ({brief(error)}); {CREDENTIALS}",
             param="ERRATA_ARTIFACTS",

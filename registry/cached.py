@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -36,6 +37,11 @@ class CachedStore(ArtifactStore):
         self._objects = objects
         self._limit = limit
         self._unseen = limit  # bytes that came since the folder was looked through
+        self._held: dict[str, int] = {}  # descriptors whose locks keep files from eviction
+        self._holding = threading.Lock()
+
+    def __str__(self) -> str:
+        return str(self._objects)
 
     def check(self) -> None:
         """As of a folder; and whether the object store takes copies, as ``Objects.check``."""
@@ -56,13 +62,9 @@ class CachedStore(ArtifactStore):
         """Where an artifact lies, checked; it stays there as long as this process lives."""
         while True:
             path = super().file(digest)
-            with self._open(digest) as stream:
-                lock = os.dup(stream.fileno())  # stays open, and with it the lock
-            fcntl.flock(lock, fcntl.LOCK_SH)
             with suppress(FileNotFoundError):  # it was evicted before it was locked
-                if os.path.samestat(os.fstat(lock), path.stat()):
+                if self._hold(digest, path):
                     return path
-            os.close(lock)
 
     def holds(self, digest: str) -> bool:
         with suppress(NotFound):
@@ -70,17 +72,56 @@ class CachedStore(ArtifactStore):
             return bool(self._objects.copies(digest))
         return False
 
+    def renew(self, digest: str, before: float) -> None:
+        if not any(copy.put >= before for copy in self._objects.copies(digest)):
+            self._objects.put(digest, self.file(digest))
+
     def scan(self, digest: str, pattern: re.Pattern[str]) -> Iterator[str]:
-        """As in a folder. What is not JSON is not fetched. Raises ArtifactCorrupt where it is."""
-        if super().holds(digest) or self._objects.beginning(digest) in JSON_BEGINNINGS:
+        """As in a folder, but checked. What is not JSON is not fetched. Raises ArtifactCorrupt."""
+        if not self._may_be_json(digest):
+            return
+        with suppress(NotFound):
+            self._check(digest)  # a damaged file would hide what the artifact names
             yield from super().scan(digest, pattern)
 
     def now(self) -> float:
         return self._objects.now()
 
+    def owner(self) -> str | None:
+        return self._objects.owner()
+
+    def claim(self, registry: str, *, adopt: bool = False) -> str | None:
+        return self._objects.claim(registry, adopt=adopt)
+
     def sweep(self, kept: Callable[[str], bool], before: float, *, dry_run: bool) -> Swept:
         super().sweep(kept, before, dry_run=dry_run)
         return self._objects.sweep(kept, before, dry_run=dry_run)
+
+    def _may_be_json(self, digest: str) -> bool:
+        """Whether the file here begins so, or any of the store's copies."""
+        with suppress(FileNotFoundError), self._path(digest).open("rb") as stream:
+            if stream.read(1) in JSON_BEGINNINGS:
+                return True
+        return any(first in JSON_BEGINNINGS for first in self._objects.beginnings(digest))
+
+    def _hold(self, digest: str, path: Path) -> bool:
+        """Keep a file from being evicted, by one lock for each digest; whether it is still there.
+
+        Raises FileNotFoundError: it is not.
+        """
+        with self._holding:
+            held = self._held.get(digest)
+            if held is not None and os.path.samestat(os.fstat(held), path.stat()):
+                return True
+            lock = os.open(path, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            if not _is_at(lock, path):
+                os.close(lock)
+                return False
+            self._held[digest] = lock
+            if held is not None:
+                os.close(held)  # of a file that was replaced
+            return True
 
     def _keep(self, temporary: Path, digest: str) -> None:
         self._objects.put(digest, temporary)
@@ -110,6 +151,8 @@ class CachedStore(ArtifactStore):
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 self._objects.fetch(digest, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
             self._cache(Path(temporary), digest)
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -141,6 +184,12 @@ class CachedStore(ArtifactStore):
                 return
             if _remove_unheld(path):
                 excess -= size
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def _remove_unheld(path: Path) -> bool:

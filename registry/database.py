@@ -16,9 +16,9 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from registry import postgres, sqlite
-from registry.errors import InvalidRequest, NotFound, Unavailable
+from registry.errors import Conflict, InvalidRequest, NotFound, Unavailable
 from registry.momentary import reason
-from registry.schema import upgrade
+from registry.schema import knows_schema, newest_schema, schema_of, upgrade
 from registry.signing import SigningKey, Trust
 from registry.waiting import wait_for
 
@@ -125,6 +125,8 @@ class Database:
             try:
                 self._ask()  # it may have come up between the two
             except Unavailable as error:
+                if self._backend.is_full(error):
+                    raise
                 raise self._refused(error) from error
         except DBAPIError as error:
             raise self._refused(error.orig or error) from error
@@ -174,7 +176,9 @@ def existing_database(url: str) -> Iterator[Database]:
     """The database of a service that has run; it is not made where there is none.
 
     Raises:
-        NotFound: there is none.
+        NotFound: there is none, or no service ever ran on it.
+        Conflict: it has the tables of an older errata.
+        Unavailable: it does not answer. InvalidRequest: it does not let this program in.
     """
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").is_file():
@@ -185,9 +189,26 @@ def existing_database(url: str) -> Iterator[Database]:
     database = Database(url)
     try:
         database.wait(0)
+        _check_schema(database)
         yield database
     finally:
         database.close()
+
+
+def _check_schema(database: Database) -> None:
+    """Raises NotFound, Conflict: the tables are missing, or of an older errata."""
+    with database.read() as connection:
+        schema, newest = schema_of(connection), newest_schema()
+    if schema is None:
+        raise NotFound(
+            f"{database} has no tables: ERRATA_DATABASE_URL (or ERRATA_DATA) must name the one of a"
+            " service that has run"
+        )
+    if schema != newest and knows_schema(schema):
+        raise Conflict(
+            f"{database} has schema {schema}, this errata {newest}: use the errata that the service"
+            " runs on, or start the service once with this one"
+        )
 
 
 def _parsed(url: str) -> URL:

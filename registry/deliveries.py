@@ -8,14 +8,14 @@ be told twice, under the same id, never not at all.
 from __future__ import annotations
 
 import random
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, select, update
 
-from registry import tables
-from registry.pages import Page
+from registry import clock, tables
+from registry.errors import NotFound
+from registry.pages import Page, newest_first
 
 PENDING, DELIVERED, GIVEN_UP = "pending", "delivered", "given_up"
 #: Each pause between two tries is this many times the one before.
@@ -32,6 +32,8 @@ class Delivery:
     """A row of the deliveries table.
 
     Attributes:
+        seq: its place among those that are there; SQLite gives the highest out again once its row
+            is deleted.
         id: what the receiver is told in every try, as ``webhook-id``.
         payload: the body, in every try the same.
         next_at: when it is tried next; while it is being tried, when that counts as lost.
@@ -68,7 +70,7 @@ def due(connection: Connection, *, each: int, now: float | None = None) -> list[
     place = func.row_number().over(
         partition_by=table.c.webhook_id, order_by=(table.c.next_at, table.c.seq)
     )
-    moment = time.time() if now is None else now
+    moment = clock.now(connection) if now is None else now
     waiting = (
         select(table.c.seq, place.label("place"))
         .where(table.c.status == PENDING, table.c.next_at <= moment)
@@ -84,11 +86,11 @@ def claim(
 ) -> Try | None:
     """Begin a try; None where another replica did, or the webhook was deleted."""
     table, webhooks = tables.deliveries, tables.webhooks
-    moment = time.time() if now is None else now
+    moment = clock.now(connection) if now is None else now
     claimed = connection.execute(
         update(table)
         .where(
-            table.c.seq == delivery.seq,
+            table.c.id == delivery.id,
             table.c.status == PENDING,
             table.c.tries == delivery.tries,
             table.c.next_at == delivery.next_at,
@@ -97,13 +99,10 @@ def claim(
     )
     if claimed.rowcount != 1:
         return None
-    row = connection.execute(select(table).where(table.c.seq == delivery.seq)).one()
+    row = connection.execute(select(table).where(table.c.id == delivery.id)).one()
     webhook = connection.execute(
         select(webhooks.c.url, webhooks.c.secret).where(webhooks.c.id == delivery.webhook_id)
-    ).one_or_none()
-    if webhook is None:  # it was deleted while this was announced
-        connection.execute(delete(table).where(table.c.seq == delivery.seq))
-        return None
+    ).one()
     return Try(_to_delivery(row), webhook.url, webhook.secret)
 
 
@@ -123,7 +122,7 @@ def settle(
     try came too late: its lease had run out and another one followed, or the webhook was deleted.
     """
     table = tables.deliveries
-    moment = time.time() if now is None else now
+    moment = clock.now(connection) if now is None else now
     tries = tried.delivery.tries
     values: dict[str, Any] = {"answered": answered, "error": error}
     if answered is not None and 200 <= answered < 300:
@@ -136,7 +135,7 @@ def settle(
     written = connection.execute(
         update(table)
         .where(
-            table.c.seq == tried.delivery.seq,
+            table.c.id == tried.delivery.id,
             table.c.status == PENDING,
             table.c.tries == tries,
         )
@@ -154,16 +153,18 @@ def list_deliveries(
     after: str | None = None,
     limit: int = 20,
 ) -> Page[Delivery]:
-    """Newest first."""
+    """Newest first. Raises NotFound: the webhook has no delivery ``after``."""
     table = tables.deliveries
     query = select(table).where(table.c.webhook_id == webhook_id)
+    before: int | None = None
+    if after is not None:
+        last = connection.execute(query.where(table.c.id == after)).one_or_none()
+        if last is None:
+            raise NotFound(f"after: delivery {after!r} does not exist", param="after")
+        before = last.seq
     if status is not None:
         query = query.where(table.c.status == status)
-    if after is not None:
-        seq = select(table.c.seq).where(table.c.id == after).scalar_subquery()
-        query = query.where(table.c.seq < seq)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    return Page(tuple(_to_delivery(row) for row in rows[:limit]), len(rows) > limit)
+    return newest_first(connection, query, table.c.seq, _to_delivery, before=before, limit=limit)
 
 
 def forget(connection: Connection, before: float) -> int:

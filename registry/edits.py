@@ -91,13 +91,19 @@ class _Graph:
         return tuple(version for version in reversed(self._chain) if version.id in found)
 
     def unfolded(self, delta: str) -> Iterator[tuple[str, tuple[Version, ...]]]:
-        """The deltas that were flattened into one, each with the versions whose work it is."""
-        work = self.work_in(delta)
-        if not any(_kind(version) == FLATTEN for version in work):
-            yield delta, work
-            return
-        for beneath in self._beneath(work[-1]):
-            yield from self.unfolded(beneath)
+        """The deltas that were flattened into one, each with the versions whose work it is.
+
+        Each flatten is unfolded once: what an archive brought may be beneath itself.
+        """
+        waiting, seen = [delta], set[str]()
+        while waiting:
+            made = waiting.pop()
+            work = self.work_in(made)
+            if work and _kind(work[-1]) == FLATTEN and work[-1].id not in seen:
+                seen.add(work[-1].id)
+                waiting += reversed(self._beneath(work[-1]))
+            else:
+                yield made, work
 
     def _beneath(self, version: Version) -> list[str]:
         parents = (self._versions[parent] for parent in version.manifest.parents)

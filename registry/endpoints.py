@@ -50,6 +50,18 @@ def get_endpoint(connection: Connection, tenant: str, name: str) -> Endpoint:
     return _endpoint(row)
 
 
+def endpoint_at(connection: Connection, tenant: str, name: str, generation: int) -> Endpoint:
+    """The endpoint, for a change of what was seen of it at ``generation``.
+
+    Raises:
+        NotFound; PreconditionFailed: it moved meanwhile.
+    """
+    endpoint = get_endpoint(connection, tenant, name)
+    if endpoint.generation != generation:
+        raise _stale(name, generation, endpoint.generation)
+    return endpoint
+
+
 def list_endpoints(
     connection: Connection, tenant: str, *, after: str | None = None, limit: int = 20
 ) -> Page[Endpoint]:
@@ -73,20 +85,26 @@ def list_moved(connection: Connection, seen: Mapping[tuple[str, str], int]) -> l
 
 
 def create_endpoint(
-    connection: Connection, tenant: str, name: str, state: State, *, actor: str
+    connection: Connection,
+    tenant: str,
+    name: str,
+    state: State,
+    *,
+    actor: str,
+    message: str | None = None,
 ) -> Endpoint:
     """A new endpoint; one that was deleted continues its generations.
 
     Raises:
         PreconditionFailed: it exists already.
     """
-    _check_state(connection, tenant, state)
     row = _row(connection, tenant, name)
     if row is not None and not row.deleted:
         raise PreconditionFailed(
             f"endpoint {name!r} exists already (generation {row.generation});"
             " to move it, send its ETag in If-Match"
         )
+    _check_state(connection, tenant, state)
     now = time.time()
     if row is None:
         connection.execute(
@@ -112,6 +130,7 @@ def create_endpoint(
         before=None,
         after=state,
         actor=actor,
+        message=message,
     )
     return get_endpoint(connection, tenant, name)
 
@@ -133,8 +152,8 @@ def move_endpoint(
     Raises:
         NotFound, PreconditionFailed (it moved meanwhile), and what ``get_ready_version`` raises.
     """
+    endpoint = endpoint_at(connection, tenant, name, generation)
     _check_state(connection, tenant, state)
-    endpoint = get_endpoint(connection, tenant, name)
     _swap(connection, tenant, name, generation, state)
     moves.record(
         connection,

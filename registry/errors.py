@@ -15,6 +15,7 @@
     ├── TooLarge                      413 request_too_large
     ├── PreconditionRequired          428 precondition_required
     ├── TooManyRequests               429 rate_limit_exceeded
+    ├── DeadlineExceeded              504 deadline_exceeded
     ├── Unavailable                   503 service_unavailable
     │   ├── VersionUnavailable        503 version_unavailable
     │   └── StoreUnavailable          503 store_unavailable (of artifacts: it is away)

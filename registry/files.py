@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, delete, insert, select
 from registry import audit, tables
 from registry.errors import Conflict, NotFound
 from registry.jobs import ENDED, Job
-from registry.pages import Page
+from registry.pages import Page, newest_first
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,12 @@ def find_result_file(connection: Connection, job: Job) -> File | None:
         return None
 
 
+def result_files(connection: Connection, job: Job) -> list[str]:
+    """The ids of the files that a job left and nobody deleted: one, or none."""
+    file = find_result_file(connection, job) if job.ended else None
+    return [] if file is None else [file.id]
+
+
 def list_files(
     connection: Connection,
     tenant: str,
@@ -129,10 +135,8 @@ def list_files(
     query = select(table).where(table.c.tenant == tenant)
     if purpose is not None:
         query = query.where(table.c.purpose == purpose)
-    if after is not None:
-        query = query.where(table.c.seq < get_file(connection, tenant, after).seq)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    return Page(tuple(_file(row) for row in rows[:limit]), len(rows) > limit)
+    before = None if after is None else get_file(connection, tenant, after).seq
+    return newest_first(connection, query, table.c.seq, _file, before=before, limit=limit)
 
 
 def delete_file(connection: Connection, tenant: str, file_id: str, *, actor: str) -> File:

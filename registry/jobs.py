@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, and_, func, insert, or_, select, update
 
 from registry import audit, tables, webhooks
 from registry.errors import Conflict, NotFound, TooManyRequests, UnprocessableRequest
-from registry.pages import Page
+from registry.pages import Page, newest_first
 from telemetry import context, traces
 
 QUEUED, RUNNING, PAUSED = "queued", "running", "paused"
@@ -217,10 +217,8 @@ def list_jobs(
         query = query if value is None else query.where(column == value)
     if endpoint is not None:
         query = query.where(table.c.endpoint == endpoint)
-    if after is not None:
-        query = query.where(table.c.seq < get_job(connection, tenant, after).seq)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    return Page(tuple(to_job(row) for row in rows[:limit]), len(rows) > limit)
+    before = None if after is None else get_job(connection, tenant, after).seq
+    return newest_first(connection, query, table.c.seq, to_job, before=before, limit=limit)
 
 
 def position(connection: Connection, job: Job) -> int | None:
@@ -308,12 +306,19 @@ def _audit(connection: Connection, job: Job, asked: str, actor: str) -> None:
     )
 
 
-def unfinished_like(connection: Connection, kind: str, base: str, names: set[str]) -> Job | None:
-    """An unfinished job of that kind on that base whose request covers ``names``."""
+def unfinished_like(
+    connection: Connection, tenant: str, kind: str, base: str, names: set[str]
+) -> Job | None:
+    """A tenant's job of that kind on that base whose request covers ``names``, and that is to be
+    done: what waits for it ends with it, so another tenant's does not count."""
     table = tables.jobs
     rows = connection.execute(
         select(table).where(
-            table.c.kind == kind, table.c.base == base, table.c.status.not_in(ENDED)
+            table.c.tenant == tenant,
+            table.c.kind == kind,
+            table.c.base == base,
+            table.c.status.not_in(ENDED),
+            table.c.cancel_requested.is_(False),
         )
     )
     for row in rows:
@@ -368,7 +373,7 @@ def events(connection: Connection, job_id: str, *, after: int = 0, limit: int = 
         .order_by(table.c.seq)
         .limit(limit)
     )
-    return [Event(row.seq, row.type, row.data, row.created_at) for row in rows]
+    return [to_event(row) for row in rows]
 
 
 def all_events(connection: Connection, job_id: str) -> Iterator[Event]:
@@ -385,11 +390,11 @@ def latest_events(
     """A job's events with ``seq < before``, newest first."""
     table = tables.events
     query = select(table).where(table.c.job_id == job_id)
-    if before is not None:
-        query = query.where(table.c.seq < before)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    found = tuple(Event(row.seq, row.type, row.data, row.created_at) for row in rows[:limit])
-    return Page(found, len(rows) > limit)
+    return newest_first(connection, query, table.c.seq, to_event, before=before, limit=limit)
+
+
+def to_event(row: Row[Any]) -> Event:
+    return Event(row.seq, row.type, row.data, row.created_at)
 
 
 def to_job(row: Row[Any]) -> Job:

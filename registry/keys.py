@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, upda
 from registry import audit, tables
 from registry.errors import Conflict, NotFound, Unauthorized
 from registry.manifests import sha256
-from registry.pages import Page
+from registry.pages import Page, newest_first
 
 #: What a key may allow: to ask models; to change them; to make keys, read the audit log and force.
 SCOPES = frozenset({"infer", "edit", "admin"})
@@ -140,13 +140,13 @@ def list_keys(
     query = select(table)
     if tenant is not None:
         query = query.where(table.c.tenant == tenant)
+    before: int | None = None
     if after is not None:
         last = connection.execute(query.where(table.c.id == after)).one_or_none()
         if last is None:
             raise NotFound(f"after: key {after!r} does not exist", param="after")
-        query = query.where(table.c.seq < last.seq)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    return Page(tuple(_to_key(row) for row in rows[:limit]), len(rows) > limit)
+        before = last.seq
+    return newest_first(connection, query, table.c.seq, _to_key, before=before, limit=limit)
 
 
 def revoke_key(connection: Connection, tenant: str, key_id: str, *, actor: str) -> Key:

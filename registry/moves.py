@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, insert, select
 
 from registry import audit, tables, webhooks
 from registry.errors import Conflict
-from registry.pages import Page
+from registry.pages import Page, newest_first
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,7 @@ def history(
     """Newest first."""
     table = tables.moves
     query = select(table).where(table.c.tenant == tenant, table.c.endpoint == name)
-    if after is not None:
-        query = query.where(table.c.generation < after)
-    rows = connection.execute(query.order_by(table.c.generation.desc()).limit(limit + 1)).all()
-    return Page(tuple(_to_move(row) for row in rows[:limit]), len(rows) > limit)
+    return newest_first(connection, query, table.c.generation, _to_move, before=after, limit=limit)
 
 
 def moved_since(connection: Connection, tenant: str, name: str, generation: int) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore
 
-from registry.artifacts import Swept
+from registry.artifacts import OWNER, Swept
 from registry.buckets import CREDENTIALS, brief, connect
 from registry.errors import (
     ArtifactCorrupt,
@@ -71,6 +71,9 @@ class Objects:
         self._url = url
         self._store = connect(url, patience)
 
+    def __str__(self) -> str:
+        return self._url
+
     def put(self, digest: str, file: Path) -> None:
         """Add a copy, and read it back. Raises StoreUnavailable."""
         key = f"{digest[:2]}/{digest}/{uuid.uuid4().hex}"
@@ -113,14 +116,11 @@ class Objects:
         """The copies of an artifact, newest first. Raises StoreUnavailable."""
         return sorted(self._listed(f"{digest[:2]}/{digest}"), reverse=True)
 
-    def beginning(self, digest: str) -> bytes:
-        """The first byte of an artifact, unchecked; empty where it is, or where there is none."""
+    def beginnings(self, digest: str) -> Iterator[bytes]:
+        """The first byte of each copy, newest first, unchecked; empty where the copy is."""
         for copy in self.copies(digest):
-            try:
-                return next(self._parts(copy, 1), b"")
-            except FileNotFoundError:
-                continue
-        return b""
+            with suppress(FileNotFoundError):
+                yield next(self._parts(copy, 1), b"")
 
     def now(self) -> float:
         """The time by the store's clock. Raises StoreUnavailable."""
@@ -140,6 +140,23 @@ class Objects:
             self.copies("0" * 64)
         except StoreRefused as error:
             raise InvalidRequest(error.message, param="ERRATA_ARTIFACTS") from error
+
+    def owner(self) -> str | None:
+        """As ``ArtifactStore.owner``. Raises StoreUnavailable."""
+        with suppress(FileNotFoundError), self._asking("read", or_missing=True):
+            return bytes(self._store.get(OWNER).bytes()).decode(errors="replace").strip() or None
+        return None
+
+    def claim(self, registry: str, *, adopt: bool = False) -> str | None:
+        """As ``ArtifactStore.claim``. Raises StoreUnavailable."""
+        if self.owner() is None:
+            # somebody else was first, or the store knows no such condition
+            with suppress(BaseError, OSError, NotImplementedError):
+                self._store.put(OWNER, registry.encode(), mode="create", use_multipart=False)
+        if adopt or self.owner() is None:
+            with self._asking("put"):
+                self._store.put(OWNER, registry.encode(), use_multipart=False)
+        return self.owner()
 
     def sweep(self, kept: Callable[[str], bool], before: float, *, dry_run: bool) -> Swept:
         """Delete the copies that were put before a moment and are of no artifact that is ``kept``,

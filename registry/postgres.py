@@ -7,6 +7,7 @@ transaction ends): every statement after it, in READ COMMITTED, sees what writer
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -23,6 +24,7 @@ _BEGIN = (
     f" pg_advisory_xact_lock({_LOCK})"
 )
 _WRITES = "errata_write"
+_FULL = re.compile("too many clients|too many connections|connection slots|no more connections")
 READER: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 WRITER: dict[str, Any] = {"isolation_level": "READ COMMITTED", _WRITES: True}
 
@@ -56,6 +58,14 @@ def open_engine(url: URL) -> Engine:
 def is_away(error: DBAPIError) -> bool:
     """Whether what failed may succeed in a moment: the server or its room was not there."""
     return isinstance(error, OperationalError) or error.connection_invalidated
+
+
+def is_full(error: Exception) -> bool:
+    """Whether a server, a database or a role had no connection left (SQLSTATE 53300).
+
+    By the words alone: what refuses a connection gives psycopg no code.
+    """
+    return _FULL.search(str(error.__cause__ or error)) is not None
 
 
 def refuses(url: URL) -> bool:

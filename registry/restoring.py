@@ -2,6 +2,7 @@
 
 Artifacts come first: what nothing reaches yet does no harm. The rows come in one transaction, with
 the schema that they were written under and its migrations since: after a failure there are none.
+Which registry it was is not among them: the restored one is another, with a store of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from registry.artifacts import ArtifactStore
 from registry.backups import Backup, Backups
 from registry.database import Database
 from registry.errors import ArtifactCorrupt, Conflict
+from registry.identity import claim_store, has_identity, identity_of
 from registry.schema import knows_schema, newest_schema, schema_of, upgrade
 
 BATCH = 500
@@ -37,11 +39,17 @@ def restore_backup(
     database: Database,
     artifacts: ArtifactStore,
     tell: Callable[[str], None] = lambda message: None,
+    *,
+    adopt: bool = False,
 ) -> None:
     """Fill an empty registry with a backup, after all of it was compared with its digests.
 
+    Args:
+        adopt: take the store of artifacts from the registry that it is of.
+
     Raises:
-        Conflict: the registry holds something, or the backup is of a newer schema.
+        Conflict: the registry holds something, the store is another's, or the backup is of a newer
+            schema.
         ArtifactCorrupt: the backup is damaged.
     """
     if not knows_schema(backup.schema):
@@ -51,13 +59,16 @@ def restore_backup(
         )
     with database.read() as connection:
         _check_empty(connection, backup)
+        own = identity_of(connection) if has_identity(connection) else None
+    if not adopt:
+        _check_owner(artifacts, own)
     tell("checking the backup")
     backups.verify(backup)
     digests = backups.artifacts(backup)
     with backups.whole(backup):
         for place, digest in enumerate(digests, start=1):
             tell(f"artifact {place} of {len(digests)}")
-            artifacts.put_chunks(backups.store.chunks(digest))
+            artifacts.copy(backups.store, digest)
     with database.write() as connection:
         _check_empty(connection, backup)
         upgrade(connection, backup.schema)
@@ -67,13 +78,26 @@ def restore_backup(
             tell(name)
             _fill(connection, known.tables[name], backups, backup)
         upgrade(connection)
+    claim_store(database, artifacts, adopt=adopt)
+
+
+def _check_owner(artifacts: ArtifactStore, own: str | None) -> None:
+    """Raises Conflict: the store is another registry's."""
+    owner = artifacts.owner()
+    if owner not in (None, own):
+        raise Conflict(
+            f"the artifacts in {artifacts} are those of registry {owner}, and what is restored is"
+            " another registry. Let ERRATA_ARTIFACTS name a prefix or a folder that is nobody's; if"
+            " that registry is gone for good, `errata restore --adopt` makes its artifacts the"
+            " restored one's"
+        )
 
 
 def _check_empty(connection: Connection, backup: Backup) -> None:
     """Raises Conflict: a table has a row, or there are tables of another schema."""
     schema = schema_of(connection)
     known = MetaData()
-    known.reflect(connection, only=lambda name, _: name != "alembic_version")
+    known.reflect(connection, only=lambda name, _: name not in ("alembic_version", "identity"))
     for table in known.tables.values():
         if connection.execute(select(exists(select(table)))).scalar_one():
             raise Conflict(

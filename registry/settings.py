@@ -5,12 +5,35 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from registry.errors import InvalidRequest
+
 _CORES = os.cpu_count() or 1
+#: How a machine computes: what holds for every service on it.
+_COMPUTING = {
+    "device",
+    "dtype",
+    "engine_threads",
+    "host_bytes",
+    "kv_bytes",
+    "prepack",
+    "resident_bytes",
+    "worker_threads",
+}
+
+
+def _variable(name: object) -> str:
+    return f"ERRATA_{str(name).upper()}"
 
 
 def is_loopback(host: str) -> bool:
@@ -169,7 +192,7 @@ class Settings(BaseSettings):
         ge=1,
         description=(
             "Seconds that an artifact which nothing reaches is kept after it was last put; longer"
-            " than a job takes from the last that it writes to its end."
+            " than a job takes from the first that it writes to its end, or it begins again."
         ),
     )
     training_state_seconds: float = Field(
@@ -226,7 +249,9 @@ class Settings(BaseSettings):
     device: str = Field(
         "auto",
         pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="Where the engine computes: `cpu`, `cuda`, `cuda:1`; `auto`: a GPU if any.",
+        description=(
+            "Where the engine and workers compute: `cpu`, `cuda`, `cuda:1`; `auto`: a GPU if any."
+        ),
     )
     resident_bytes: int = Field(
         2 * 2**30, ge=2**20, description="Most bytes of versions' effects that the engine holds."
@@ -292,15 +317,38 @@ class Settings(BaseSettings):
         0.1, ge=0, le=1, description="Most that the harm score may rise, from 0 to 1."
     )
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _named(cls, values: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        """A value that cannot be is told by its variable.
+
+        Raises:
+            InvalidRequest: there is one.
+        """
+        try:
+            return read(values)
+        except ValidationError as error:
+            problems = error.errors()
+            told = [f"{_variable(p['loc'][0])} is {p['input']!r}: {p['msg']}" for p in problems]
+            raise InvalidRequest("; ".join(told)) from None
+
     @model_validator(mode="after")
     def _absolute(self) -> Self:
         object.__setattr__(self, "data", self.data.expanduser().absolute())
         return self
 
+    @classmethod
+    def apart(cls, folder: Path, **chosen: Any) -> Self:
+        """Settings of a service that touches nothing but its folder, whatever the environment says:
+        only how this machine computes is taken from there."""
+        others = cls.model_fields.keys() - _COMPUTING
+        defaults = {name: cls.model_fields[name].default for name in others}
+        return cls(**{**defaults, "data": folder, **chosen})
+
     def environment(self) -> dict[str, str]:
         """The variables with which ``Settings()`` in another process equals this one."""
-        values = {f"ERRATA_{name.upper()}": value for name, value in self}
-        values["REDIS_URL"] = values.pop("ERRATA_REDIS_URL")
+        values = {_variable(name): value for name, value in self}
+        values["REDIS_URL"] = values["ERRATA_REDIS_URL"]  # either name is read
         return {name: "" if value is None else str(value) for name, value in values.items()}
 
     @property

@@ -30,7 +30,7 @@ def open_engine(url: URL) -> Engine:
     """An engine with journal_mode=DELETE and synchronous=FULL: a commit that returned survives a
     crash, and the write-ahead log's reset fault of older library versions is not met."""
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        Path(url.database).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(url, hide_parameters=True)
     event.listen(engine, "connect", _configure)
     event.listen(engine, "begin", _begin)
@@ -46,6 +46,11 @@ def is_away(error: DBAPIError) -> bool:
 def refuses(_url: URL) -> bool:
     """A file that cannot be opened is not waited for."""
     return True
+
+
+def is_full(_error: Exception) -> bool:
+    """A file has no number of connections."""
+    return False
 
 
 def _configure(connection: Any, _record: object) -> None:

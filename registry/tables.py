@@ -28,6 +28,13 @@ metadata = MetaData(
     }
 )
 
+identity = Table(
+    "identity",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
 tenants = Table(
     "tenants",
     metadata,
@@ -277,3 +284,6 @@ deliveries = Table(
     Index("ix_deliveries_webhook", "webhook_id", "seq"),
     Index("ix_deliveries_due", "status", "next_at"),
 )
+
+#: What a backup holds, in an order in which it may be filled: all but which registry it was.
+CARRIED = tuple(table for table in metadata.sorted_tables if table is not identity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from graphlib import TopologicalSorter
 from typing import Any
@@ -14,7 +14,7 @@ from registry import audit, tables
 from registry.dsse import Signature
 from registry.errors import ArtifactCorrupt, Conflict, Gone, NotFound
 from registry.manifests import GuardResult, VersionManifest
-from registry.pages import Page
+from registry.pages import Page, newest_first
 from registry.signatures import add_signatures, check_trusted, sign
 
 READY, REJECTED, DELETED = "ready", "rejected", "deleted"
@@ -44,34 +44,39 @@ def insert_version(
     job_id: str | None = None,
     signatures: Iterable[Signature] | None = None,
 ) -> Version:
-    """Add a version. Adding the same base version again changes nothing.
+    """Add a version. Adding one that is there adds its signatures alone.
 
     Args:
         signatures: those that it came with; one that came with none, not even an empty list, was
             made here and is signed by this process's key, if it has one.
     """
     found = _row(connection, tenant, manifest.id)
-    if found is not None:
-        add_signatures(connection, tenant, manifest, signatures or ())
-        return _version(found)
-    now = time.time()
-    connection.execute(
-        insert(tables.versions).values(
-            tenant=tenant,
-            id=manifest.id,
-            base=manifest.base.name,
-            base_digest=manifest.base.digest,
-            manifest=manifest.to_json(),
-            status=status,
-            job_id=job_id,
-            created_at=now,
-        )
-    )
+    if found is None:
+        version = _insert(connection, Version(tenant, manifest, status, job_id, time.time()))
+    else:
+        version = _version(found)
     if signatures is None:
         sign(connection, tenant, manifest)
     else:
         add_signatures(connection, tenant, manifest, signatures)
-    return Version(tenant, manifest, status, job_id, now)
+    return version
+
+
+def _insert(connection: Connection, version: Version) -> Version:
+    manifest = version.manifest
+    connection.execute(
+        insert(tables.versions).values(
+            tenant=version.tenant,
+            id=manifest.id,
+            base=manifest.base.name,
+            base_digest=manifest.base.digest,
+            manifest=manifest.to_json(),
+            status=version.status,
+            job_id=version.job_id,
+            created_at=version.created_at,
+        )
+    )
+    return version
 
 
 def get_version(connection: Connection, tenant: str, version_id: str) -> Version:
@@ -191,13 +196,13 @@ def list_versions(
         query = query.where(table.c.base == base)
     if status is not None:
         query = query.where(table.c.status == status)
+    before: int | None = None
     if after is not None:
         row = _row(connection, tenant, after)
         if row is None:
             raise NotFound(f"after: version {after!r} does not exist", param="after")
-        query = query.where(table.c.seq < row.seq)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    return Page(tuple(_version(row) for row in rows[:limit]), len(rows) > limit)
+        before = row.seq
+    return newest_first(connection, query, table.c.seq, _version, before=before, limit=limit)
 
 
 def list_changed(connection: Connection, tenant: str) -> list[Version]:
@@ -215,10 +220,15 @@ def lineage(connection: Connection, tenant: str, version_id: str) -> tuple[Versi
     Raises:
         NotFound: the tenant has no such version.
     """
+    return traced(version_id, lambda wanted: get_version(connection, tenant, wanted))
+
+
+def traced(version_id: str, get: Callable[[str], Version]) -> tuple[Version, ...]:
+    """As ``lineage``, of versions that ``get`` finds by their ids."""
     found: dict[str, Version] = {}
     wanted = [version_id]
     while wanted:
-        versions = [get_version(connection, tenant, wanted_id) for wanted_id in wanted]
+        versions = [get(wanted_id) for wanted_id in wanted]
         found |= {version.id: version for version in versions}
         parents = dict.fromkeys(parent for v in versions for parent in v.manifest.parents)
         wanted = [parent for parent in parents if parent not in found]

@@ -30,6 +30,8 @@ def wait_for(name: str, answers: Callable[[], None], seconds: float) -> None:
                 raise Unavailable(
                     f"{name} did not answer for {seconds:g} s: {why}; start it, or let"
                     " ERRATA_WAIT_SECONDS be longer"
+                    if seconds
+                    else f"{name} does not answer: {why}; start it, and try again"
                 ) from error
             if told == started or now - told >= _TELL_SECONDS:
                 logger.warning("waiting for %s: %s", name, why)

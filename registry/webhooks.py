@@ -18,9 +18,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select
 
-from registry import audit, tables
+from registry import audit, clock, tables
 from registry.errors import Conflict, NotFound
-from registry.pages import Page
+from registry.pages import Page, newest_first
 
 JOB_EVENTS = frozenset({"job.succeeded", "job.failed", "job.cancelled"})
 #: What a webhook may ask for instead of each of these.
@@ -98,10 +98,8 @@ def list_webhooks(
     """Newest first."""
     table = tables.webhooks
     query = select(table).where(table.c.tenant == tenant)
-    if after is not None:
-        query = query.where(table.c.seq < get_webhook(connection, tenant, after).seq)
-    rows = connection.execute(query.order_by(table.c.seq.desc()).limit(limit + 1)).all()
-    return Page(tuple(_to_webhook(row) for row in rows[:limit]), len(rows) > limit)
+    before = None if after is None else get_webhook(connection, tenant, after).seq
+    return newest_first(connection, query, table.c.seq, _to_webhook, before=before, limit=limit)
 
 
 def delete_webhook(connection: Connection, tenant: str, webhook_id: str, *, actor: str) -> None:
@@ -121,7 +119,7 @@ def announce(connection: Connection, tenant: str, event: str, data: Mapping[str,
     chosen = [row.id for row in rows if asked & set(row.events)]
     if not chosen:
         return
-    now = time.time()
+    now = clock.now(connection)
     told = {
         "type": event,
         "timestamp": datetime.fromtimestamp(now, UTC).isoformat().replace("+00:00", "Z"),

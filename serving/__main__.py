@@ -39,12 +39,16 @@ def main() -> None:
     options = parser.parse_args()
     settings = Settings()
     logs.configure(settings.log_format, settings.log_level)
+    status = 0
     try:
         asyncio.run(_serve(settings, options.socket, options.parent))
     except ErrataError as error:
         sys.exit(f"engine: {error.message}")
+    except Exception:
+        logger.critical("the process ends", exc_info=True)
+        status = 1
     logging.shutdown()
-    os._exit(0)  # nothing is left to save; a thread may still read a delta
+    os._exit(status)  # nothing is left to save; a thread may still read a delta
 
 
 async def _serve(settings: Settings, path: Path, parent: int | None) -> None:

@@ -327,8 +327,8 @@ def _attend(
     elif count == 1 and not 0 < window < length:  # the heads of a group as queries of one head
         groups = keys.shape[1]
         attended = scaled_dot_product_attention(
-            query.view(1, groups, -1, query.shape[-1]), keys, values, scale=scaling
-        ).view(query.shape)
+            query.reshape(1, groups, -1, query.shape[-1]), keys, values, scale=scaling
+        ).reshape(query.shape)
     else:
         attended = scaled_dot_product_attention(
             query,

@@ -52,10 +52,11 @@ class EngineClient:
     async def generate_all(
         self, requests: Sequence[GenerateRequest], *, seconds: float | None = None
     ) -> AsyncGenerator[tuple[int, Piece], None]:
-        """The pieces of several completions as they come, each with its request's index.
+        """The pieces of several completions as they come, each with its completion's index.
 
-        Leaving early ends what still runs, as does one request's error. All must be whole within
-        ``seconds``, the time that they wait in the queue included.
+        The samples of a request follow those of the one before. Leaving early ends what still runs,
+        as does one request's error. All must be whole within ``seconds``, the time that they wait
+        in the queue included.
 
         Raises:
             DeadlineExceeded: they are not; and what ``generate`` raises.
@@ -67,10 +68,11 @@ class EngineClient:
         running: dict[int, int] = {}
         try:
             connection = await self._connected()
-            for index, request in enumerate(requests):
+            for request in requests:
                 order = {"op": "generate", "context": known, **request.to_json()}
-                number = connection.open(order, inbox)
-                running[number] = index
+                for number in connection.open(order, inbox, request.samples):
+                    running[number] = len(running)
+                await asyncio.sleep(0)  # many long prompts do not hold up the others' requests
             while running:
                 body = await inbox.get()
                 if body is None:
@@ -126,7 +128,7 @@ class EngineClient:
         """The one answer to an order."""
         connection = await self._connected()
         inbox = _Inbox()
-        number = connection.open(order, inbox)
+        (number,) = connection.open(order, inbox)
         try:
             body = await inbox.get()
         finally:
@@ -173,15 +175,19 @@ class _Connection:
         self._last = 0
         self._task = asyncio.create_task(self._read(reader))
 
-    def open(self, body: Mapping[str, Any], inbox: _Inbox) -> int:
-        """Send a request; its number. The inbox gets its answers (None: the engine is lost)."""
-        self._last += 1
-        self._inboxes[self._last] = inbox
+    def open(self, body: Mapping[str, Any], inbox: _Inbox, samples: int = 1) -> range:
+        """Send a request; its samples' numbers.
+
+        The inbox gets their answers (None: the engine is lost).
+        """
+        numbers = range(self._last + 1, self._last + 1 + samples)
+        self._last += samples
+        self._inboxes.update(dict.fromkeys(numbers, inbox))
         if self.lost:
             inbox.put_nowait(None)
         else:
-            self._writer.write(encode_frame({**body, "id": self._last}))
-        return self._last
+            self._writer.write(encode_frame({**body, "id": numbers[0]}))
+        return numbers
 
     def close_request(self, number: int, *, cancel: bool) -> None:
         self._inboxes.pop(number, None)
@@ -189,6 +195,8 @@ class _Connection:
             self._writer.write(encode_frame({"op": "cancel", "id": number}))
 
     async def close(self) -> None:
+        """At once, whatever an engine that hangs has not read yet."""
+        self._writer.transport.abort()
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task

@@ -39,7 +39,11 @@ class Engine:
         self._inbox.put(None)
 
     def run(self) -> None:
-        """The step thread: until ``stop``."""
+        """The step thread: until ``stop``.
+
+        Raises:
+            AcceleratorError: the device is lost to this process; another may have it.
+        """
         while True:
             outputs: list[Output] = []
             if not self._take_orders(outputs):

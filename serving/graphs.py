@@ -49,7 +49,7 @@ def _captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
         compute()  # what is set up at first use must not be captured
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others load versions
         logits = compute()
 
     def replay() -> Tensor:
@@ -61,9 +61,12 @@ def _captured(compute: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 @dataclass(eq=False)
 class _Graph:
+    """A graph, and all memory that it reads: a replay looks where the capture looked."""
+
     step: StaticStep
     ids: Tensor
     positions: Tensor
+    every: Tensor  # the rows that want logits: all of them
     replay: Callable[[], Tensor] | None = None
 
 
@@ -107,25 +110,28 @@ class DecodeGraphs:
 
     def _new(self, rows: int, blocks: int) -> _Graph:
         ids = torch.zeros(1, rows, dtype=torch.long, device=self.pool.device)
-        return _Graph(StaticStep(self.pool, rows, blocks), ids, torch.zeros_like(ids))
+        every = torch.arange(rows, device=self.pool.device)
+        return _Graph(StaticStep(self.pool, rows, blocks), ids, torch.zeros_like(ids), every)
 
     def _first(self, graph: _Graph, rows: int, forward: Forward) -> Tensor:
         """The plain step over the graph's memory, and the capture of it."""
-        every = torch.arange(graph.ids.shape[1], device=self.pool.device)
 
         def compute() -> Tensor:
-            return forward(graph.ids, graph.positions, every, graph.step)
+            return forward(graph.ids, graph.positions, graph.every, graph.step)
 
         plain = compute()[:rows].clone()
+        if not bool(plain.isfinite().all()):  # a replay that is wrong could not be told from it
+            return plain
         try:
             graph.replay = self.capture(compute)
+            graph.replay().fill_(torch.nan)  # one that does nothing must not find right numbers
             replayed = graph.replay()[:rows]
             scale = plain.abs().max().clamp(min=1)
             agrees = bool((replayed - plain).abs().max() <= TOLERANCE * scale)
         except RuntimeError as error:
             logger.warning("decode steps run without graphs: a capture failed: %s", error)
             agrees = False
-        if not agrees and bool(plain.isfinite().all()):
+        if not agrees:
             self._is_broken = True
             self._graphs.clear()
         return plain

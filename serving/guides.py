@@ -28,7 +28,7 @@ class Guide:
     @property
     def is_finished(self) -> bool:
         """Whether nothing but an end can follow."""
-        return self._matcher.is_stopped()
+        return self._matcher.is_stopped() and not self._matcher.is_error()
 
     @property
     def error(self) -> ErrataError | None:
@@ -43,10 +43,10 @@ class Guide:
 
     def mask(self, row: Tensor) -> None:
         """-inf for the tokens that may not come; row [vocabulary], in place."""
-        if self._matcher.is_error():
+        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
+        if self._matcher.is_error():  # maybe only now; what it allows then is an end
             row.fill_(-torch.inf)
             return
-        allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8)
         row.masked_fill_(allowed[: len(row)].to(row.device) == 0, -torch.inf)
 
     def accept(self, token: int) -> None:

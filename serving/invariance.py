@@ -32,7 +32,7 @@ def find_min_rows(model: PreTrainedModel) -> int | None:
     unstable = 0
     for features, weights, dtype, product in _products(model, generator):
         counts = _COUNTS if weights <= _LARGE else _FEW_COUNTS
-        x = torch.randn(counts[-1], features, generator=generator).to(dtype)
+        x = torch.randn(counts[-1], features, generator=generator).to(model.device, dtype)
         expected = product(x)
         for count in reversed(counts):
             if count <= unstable:
@@ -65,5 +65,5 @@ def _products(
         yield inputs, inputs * out, model.dtype, module
     low_rank = {pair for out, inputs in shapes for r in _RANKS for pair in ((r, inputs), (out, r))}
     for out, inputs in sorted(shapes | low_rank):
-        weight = torch.randn(out, inputs, generator=generator)
+        weight = torch.randn(out, inputs, generator=generator).to(model.device)
         yield inputs, inputs * out, torch.float32, partial(F.linear, weight=weight)

@@ -87,7 +87,11 @@ class Lane:
         return [self._end(key)] if key in self._streams else []
 
     def step(self) -> list[Output]:
-        """Compute one step. A failure ends the streams of the version that failed, no others."""
+        """Compute one step. What cannot be computed ends, alone.
+
+        Raises:
+            AcceleratorError: the device is lost to this process, and with it every stream.
+        """
         plan = self.scheduler.plan()
         if plan is None:
             return []
@@ -100,7 +104,11 @@ class Lane:
         return outputs
 
     def fail(self, error: Exception) -> list[Output]:
-        """End every stream: something is wrong that no single version explains."""
+        """End every stream: something is wrong that no single version explains.
+
+        Raises:
+            AcceleratorError: the error is one.
+        """
         return self._failed(list(self._streams), error)
 
     def status(self) -> BaseStatus:
@@ -129,18 +137,20 @@ class Lane:
         )
 
     def _run(self, plan: StepPlan) -> list[Output]:
-        """The outputs of a plan; when it fails, of each version's part of it."""
+        """The outputs of a plan; when it fails, of each of its parts, down to single streams."""
         try:
             choices = self._compute(plan)
         except Exception as error:
             parts = self._parts(plan)
-            if len(parts) > 1:
-                return [output for part in parts for output in self._run(part)]
-            logger.exception("base %s: a step failed", self.base.name)
-            return self._failed([segment.key for segment in plan.segments], error)
-        for segment in plan.segments:
-            self.scheduler.advance(segment)
-        return [self._advance(stream, choice) for stream, choice in choices]
+            if len(parts) == 1:
+                logger.exception("base %s: a step failed", self.base.name)
+                return self._failed([segment.key for segment in plan.segments], error)
+        else:
+            for segment in plan.segments:
+                self.scheduler.advance(segment)
+            return [self._advance(stream, choice) for stream, choice in choices]
+        # only here, where the error holds the failed step's memory no more
+        return [output for part in parts for output in self._run(part)]
 
     def _compute(self, plan: StepPlan) -> list[tuple[Stream, Choice | None]]:
         """The streams whose next token the plan leads to, and what is chosen there."""
@@ -175,11 +185,16 @@ class Lane:
         return combined
 
     def _parts(self, plan: StepPlan) -> list[StepPlan]:
-        """The same work as one plan for each set of versions that stand or fall together."""
-        parts: dict[tuple[str, ...], list[Segment]] = {}
+        """The same work as one plan for each set of versions that stand or fall together; of one
+        set's, as one for each half of its streams."""
+        part_of: dict[Hashable, Hashable] = {
+            segment.key: self._streams[segment.key].sequence.versions for segment in plan.segments
+        }
+        if len(set(part_of.values())) == 1:
+            part_of = {key: place < len(part_of) // 2 for place, key in enumerate(part_of)}
+        parts: dict[Hashable, list[Segment]] = {}
         for segment in plan.segments:
-            versions = self._streams[segment.key].sequence.versions
-            parts.setdefault(versions, []).append(segment)
+            parts.setdefault(part_of[segment.key], []).append(segment)
         return [StepPlan(tuple(segments)) for segments in parts.values()]
 
     def _advance(self, stream: Stream, choice: Choice | None) -> Output:
@@ -191,7 +206,9 @@ class Lane:
         self.scheduler.append(stream.key, choice.token)
         try:
             piece = stream.take(choice)
-        except Exception as error:  # a tokenizer or a grammar: this stream's own
+        except ErrataError as error:
+            return self._end(stream.key, error)
+        except Exception as error:  # a tokenizer: this stream's own
             logger.exception("base %s: a token could not be taken", self.base.name)
             return self._end(stream.key, _failure(error))
         self.completion_tokens += len(piece.tokens)
@@ -210,6 +227,13 @@ class Lane:
 
 
 def _failure(error: Exception) -> ErrataError:
+    """What requests are told that an error ends.
+
+    Raises:
+        AcceleratorError: it is one: the device does no more work for this process.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        raise error
     return ErrataError(
         f"the engine failed while it computed this request ({type(error).__name__}); others are"
         " not affected"

@@ -11,7 +11,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from editing.models.loading import load_model, load_tokenizer
 from registry.bases import Base
-from registry.errors import UnsupportedModel
 from registry.settings import Settings
 from serving.guides import Guides
 from serving.invariance import find_min_rows
@@ -38,15 +37,16 @@ def load_lane(base: Base, settings: Settings) -> Lane:
         UnsupportedModel: the packed step is not this model's forward, or memory lacks.
     """
     started = time.monotonic()
-    device = _device(settings.device)
-    model = load_model(base, settings.dtype).to(device)  # type: ignore[arg-type]
+    model = load_model(base, settings.dtype, settings.device)
+    if model.device.type == "cuda":
+        torch.cuda.set_device(model.device)  # a step's graphs are captured on the thread's own
     packed = prepack(model) if settings.prepack else 0
     min_rows: int | None = 1
     if settings.batch_invariant:
         min_rows = find_min_rows(model)
     runner = Runner(
         model,
-        kv_bytes=_kv_bytes(device) if settings.kv_bytes is None else settings.kv_bytes,
+        kv_bytes=_kv_bytes(model.device) if settings.kv_bytes is None else settings.kv_bytes,
         min_rows=min_rows or FALLBACK_ROWS,
         batch_invariant=settings.batch_invariant,
     )
@@ -69,7 +69,7 @@ def load_lane(base: Base, settings: Settings) -> Lane:
         base.name,
         base.family,
         settings.dtype,
-        device,
+        model.device,
         packed >> 20,
         limits.kv_tokens,
         is_invariant,
@@ -85,15 +85,6 @@ def load_lane(base: Base, settings: Settings) -> Lane:
         Guides(tokenizer, model.config.vocab_size, eos),
         batch_invariant=is_invariant,
     )
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UnsupportedModel(f"ERRATA_DEVICE={name}: this machine has no GPU of that number")
-    return device
 
 
 def _kv_bytes(device: torch.device) -> int:

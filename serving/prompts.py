@@ -86,7 +86,15 @@ class PromptReader:
                 f"the prompt is not valid Unicode: {error.reason} at character {error.start}",
                 param=param,
             ) from error
-        return tuple(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        tokens = tuple(self._tokenizer(text, add_special_tokens=special)["input_ids"])
+        if (largest := max(tokens, default=0)) >= self._vocab_size:
+            name = self._tokenizer.convert_ids_to_tokens(largest)
+            raise InvalidRequest(
+                f"the prompt has {name!r}, token {largest} of the tokenizer, for which the base has"
+                " no embedding; leave it out",
+                param=param,
+            )
+        return tokens
 
     def _chat(self, request: GenerateRequest) -> tuple[int, ...]:
         if not self._tokenizer.chat_template:

@@ -1,16 +1,17 @@
 """The values that travel between the engine and its clients, and their JSON.
 
 A client sends ``{"op": "generate" | "cancel" | "warm" | "status", "id": n, …}``; ``context``, if it
-is there, names the request in the engine's logs. The engine answers
-with one frame a step, ``{"pieces": [{"id": n, …}, …]}``; an entry that carries ``error`` ends its
-request.
+is there, names the request in the engine's logs. Of a request for several samples the first has the
+id n, the next n + 1 and so on, and each is answered and cancelled by its own. The engine answers
+with a frame a step, or several where it would be too long, ``{"pieces": [{"id": n, …}, …]}``; an
+entry that carries ``error`` ends its request.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 from registry import errors
@@ -30,6 +31,8 @@ MAX_BIAS = 100.0
 MAX_GRAMMAR_BYTES = 64 * 1024
 #: Most completions of one HTTP request.
 MAX_CHOICES = 128
+#: Characters that a token of a usual text has.
+CHARACTERS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,15 @@ class SamplingParams:
                 param="min_tokens" if self.min_tokens else "ignore_eos",
             )
 
+    def sample(self, index: int) -> SamplingParams:
+        """Those of one of several samples: with a seed each has another."""
+        if self.seed is None:
+            return self
+        return replace(self, seed=(self.seed + index + 2**63) % 2**64 - 2**63)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "grammar": None if self.grammar is None else vars(self.grammar)}
+
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> SamplingParams:
         grammar = body["grammar"]
@@ -188,10 +200,14 @@ class Proxy:
         if not (math.isfinite(self.alpha) and abs(self.alpha) <= 100):
             _refuse("proxy.alpha", self.alpha, "from -100 to 100")
 
+    def to_json(self) -> dict[str, Any]:
+        expert, anti_expert = vars(self.expert), vars(self.anti_expert)
+        return {"expert": expert, "anti_expert": anti_expert, "alpha": self.alpha}
+
 
 @dataclass(frozen=True)
 class GenerateRequest:
-    """One completion of exactly one of ``prompt``, ``prompt_tokens`` and ``messages``.
+    """Completions, one or several, of exactly one of ``prompt``, ``prompt_tokens``, ``messages``.
 
     With ``echo`` the first piece begins with the prompt: its text and, where log-probabilities are
     asked for, its tokens' (the first has none). Only then may ``max_tokens`` be 0.
@@ -205,6 +221,7 @@ class GenerateRequest:
     echo: bool = False
     proxy: Proxy | None = None
     tenant: str = ""  # who may share what is cached of the prompt
+    samples: int = 1
 
     def __post_init__(self) -> None:
         given = (self.prompt, self.prompt_tokens, self.messages)
@@ -222,8 +239,26 @@ class GenerateRequest:
             return (self.version,)
         return (self.version, self.proxy.expert, self.proxy.anti_expert)
 
+    @property
+    def likely_prompt_tokens(self) -> int:
+        """The prompt's length where the engine has not told it: of texts a guess."""
+        if self.prompt_tokens is not None:
+            return len(self.prompt_tokens)
+        texts = [self.prompt or "", *(message["content"] for message in self.messages or ())]
+        return math.ceil(sum(map(len, texts)) / CHARACTERS_PER_TOKEN)
+
+    def sample(self, index: int) -> GenerateRequest:
+        """The request for one of the samples."""
+        return replace(self, params=self.params.sample(index), samples=1)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """A view, not a copy: prompts may be long."""
+        return {
+            **vars(self),
+            "version": vars(self.version),
+            "params": self.params.to_json(),
+            "proxy": None if self.proxy is None else self.proxy.to_json(),
+        }
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> GenerateRequest:
@@ -243,12 +278,16 @@ class GenerateRequest:
                 proxy["alpha"],
             ),
             tenant=body["tenant"],
+            samples=body["samples"],
         )
 
 
 @dataclass(frozen=True)
 class TopLogprob:
-    """A token that could have been chosen."""
+    """A token that could have been chosen.
+
+    ``text``: lone surrogates stand for bytes that are part of a character (``surrogateescape``).
+    """
 
     id: int
     text: str
@@ -289,7 +328,8 @@ class Timing(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What one step added to a completion. The last piece has a reason, the usage and the timing.
+    """What one step added to a completion. The first piece says how many tokens the prompt has; the
+    last has a reason, the usage and the timing.
 
     ``text`` may lag behind ``tokens``: half a character, or what may become a stop string, is held
     back until it is settled. An end-of-sequence token is not part of the completion.
@@ -301,6 +341,7 @@ class Piece(NamedTuple):
     finish_reason: str | None = None  # "stop" or "length"
     usage: Usage | None = None
     timing: Timing | None = None
+    prompt_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         body: dict[str, Any] = {"text": self.text, "tokens": self.tokens}
@@ -321,6 +362,8 @@ class Piece(NamedTuple):
             body["usage"] = astuple(self.usage)
         if self.timing is not None:
             body["timing"] = self.timing
+        if self.prompt_tokens is not None:
+            body["prompt_tokens"] = self.prompt_tokens
         return body
 
     @classmethod
@@ -338,6 +381,7 @@ class Piece(NamedTuple):
             finish_reason=body.get("finish_reason"),
             usage=None if usage is None else Usage(*usage),
             timing=None if timing is None else Timing(*timing),
+            prompt_tokens=body.get("prompt_tokens"),
         )
 
 

@@ -76,6 +76,7 @@ class Sequence:
     completion: list[int] = field(default_factory=list)
     computed: int = 0  # tokens whose keys and values are in the pool
     cached: int = 0  # tokens of the prompt that the prefix cache had
+    was_admitted: bool = False
     tables: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
@@ -220,8 +221,9 @@ class Scheduler:
             for table in sequence.tables:
                 self.blocks.take_over(table, sequence.tokens(0, hits * BLOCK), hits)
             sequence.computed = hits * BLOCK
-            if not sequence.completion:  # later it takes over what it computed itself
+            if not sequence.was_admitted:  # later it takes over what it computed itself
                 sequence.cached = sequence.computed
+                sequence.was_admitted = True
             self._running[sequence.key] = self._waiting.popleft()
             if beginning is not None and not hits:
                 self._beginning[beginning] = sequence

@@ -1,4 +1,4 @@
-"""The engine's front: a Unix socket on the event loop, one frame a step to each connection."""
+"""The engine's front: a Unix socket on the event loop, a step's answers to each connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import socket
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, cast
@@ -17,17 +17,18 @@ import torch
 
 from registry.errors import ErrataError, InvalidRequest, TooManyRequests, VersionUnavailable
 from serving.engine import Engine
-from serving.frames import FrameError, encode_frame, read_frame
+from serving.frames import MAX_FRAME, FrameError, encode_frame, read_frame
 from serving.lane import Lane, Output
 from serving.protocol import GenerateRequest, VersionRef, error_to_json
 from serving.scheduler import Sequence, completion_limit
 from serving.status import EngineStatus
 from serving.stream import Stream
-from serving.versions import Effects, Versions
+from serving.versions import Versions
 from telemetry.context import bound
 
-#: A client that reads so little that this many bytes wait for it is cut off.
-MOST_UNREAD = 64 * 2**20
+#: A client that reads so little that this many bytes wait for it is cut off; long prompts' echoes
+#: may make one step's answers several frames.
+MOST_UNREAD = 4 * MAX_FRAME
 #: Most seconds that a client is asked to wait for a place in the queue.
 MOST_PATIENCE = 60
 
@@ -45,13 +46,32 @@ class Connection:
     def __contains__(self, number: int) -> bool:
         return number in self.admissions or number in self.streams
 
-    def send(self, entries: list[dict[str, Any]]) -> None:
+    def send(self, entries: list[dict[str, Any]]) -> list[int]:
+        """Send answers; the numbers of those that are too long, and became errors."""
         if self._writer.is_closing():
-            return
+            return []
         if self._writer.transport.get_write_buffer_size() > MOST_UNREAD:
             self._writer.transport.abort()
-            return
-        self._writer.write(encode_frame({"pieces": entries}))
+            return []
+        return self._write(entries)
+
+    def _write(self, entries: list[dict[str, Any]]) -> list[int]:
+        """Entries as one frame, or as one each half where that would be too long."""
+        try:
+            frame = encode_frame({"pieces": entries})
+        except FrameError:
+            if half := len(entries) // 2:
+                return self._write(entries[:half]) + self._write(entries[half:])
+            number = entries[0]["id"]
+            error = InvalidRequest(
+                f"the answer is longer than {MAX_FRAME >> 20} MiB: ask for fewer log-probabilities,"
+                " or shorten the prompt",
+                param="logprobs",
+            )
+            self._write([{"id": number, "error": error_to_json(error)}])
+            return [number]
+        self._writer.write(frame)
+        return []
 
 
 class Server:
@@ -63,7 +83,8 @@ class Server:
         self._tokenising = ThreadPoolExecutor(1, thread_name_prefix="prompts")
         self._compiling = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self._ends: deque[float] = deque(maxlen=64)  # when the last requests ended
-        self._admitting: Counter[str] = Counter()  # requests on their way in, by base
+        # requests on their way in, by base and by whether their versions are loaded
+        self._admitting: Counter[tuple[str, bool]] = Counter()
         self.engine = Engine(lanes, self._deliver_soon)
 
     async def serve(self, listening: socket.socket) -> asyncio.Server:
@@ -99,20 +120,24 @@ class Server:
 
     def _order(self, connection: Connection, body: Mapping[str, Any]) -> None:
         match body:
-            case {"op": "generate", "id": int(number)} if number not in connection:
-                task = self._loop.create_task(self._admit(connection, number, body))
-                connection.admissions[number] = task
-                task.add_done_callback(lambda _: connection.admissions.pop(number, None))
-            case {"op": "warm", "id": int(number)} if number not in connection:
-                task = self._loop.create_task(self._warm(connection, number, body))
-                connection.admissions[number] = task
-                task.add_done_callback(lambda _: connection.admissions.pop(number, None))
+            case {"op": "generate", "id": int(first), "samples": int(samples)}:
+                for number in range(first, first + samples):
+                    self._begin(connection, number, self._admit(connection, number, body))
+            case {"op": "warm", "id": int(number)}:
+                self._begin(connection, number, self._warm(connection, number, body))
             case {"op": "cancel", "id": int(number)}:
                 self._cancel(connection, number)
             case {"op": "status", "id": int(number)}:
                 connection.send([{"id": number, "status": self.status().to_json()}])
             case _:
-                raise FrameError("a frame with an unknown op or an id in use")
+                raise FrameError("a frame with an unknown op")
+
+    def _begin(self, connection: Connection, number: int, work: Coroutine[Any, Any, None]) -> None:
+        if number in connection:
+            work.close()
+            raise FrameError("a frame with an id in use")
+        task = connection.admissions[number] = self._loop.create_task(work)
+        task.add_done_callback(lambda _: connection.admissions.pop(number, None))
 
     def _cancel(self, connection: Connection, number: int) -> None:
         if number in connection.streams:
@@ -161,26 +186,28 @@ class Server:
         """A request as its base computes it.
 
         Raises:
-            TooManyRequests: as many as may wait for this base do, or are on their way to it.
+            TooManyRequests: as many as may wait for this base do, or are on their way to it. Who
+                waits for a version to load takes the place of nobody whose version is loaded.
         """
         try:
-            request = GenerateRequest.from_json(body)
+            request = GenerateRequest.from_json(body).sample(number - body["id"])
         except (KeyError, TypeError) as error:
             raise InvalidRequest(f"a frame is no request: {error!r}") from error
         lane = self._lane(request.version)
         limits = lane.scheduler.limits
-        if lane.scheduler.waiting + self._admitting[lane.base.name] >= limits.max_waiting:
+        way = (lane.base.name, self._versions.loaded(request.versions))
+        if lane.scheduler.waiting + self._admitting[way] >= limits.max_waiting:
             raise TooManyRequests(
                 f"{limits.max_waiting} requests wait for base {lane.base.name!r} already, the most"
                 " allowed (ERRATA_MAX_WAITING); try again later",
                 code="engine_full",
                 retry_after=self._drained_in(limits.max_waiting),
             )
-        self._admitting[lane.base.name] += 1
+        self._admitting[way] += 1
         try:
             return await self._admitted(connection, number, request, lane)
         finally:
-            self._admitting[lane.base.name] -= 1
+            self._admitting[way] -= 1
 
     async def _admitted(
         self, connection: Connection, number: int, request: GenerateRequest, lane: Lane
@@ -209,27 +236,13 @@ class Server:
         return lane, Stream(
             sequence,
             params,
-            await self._acquired(request.versions, lane),
+            await self._versions.acquire_all(request.versions, lane.base, lane.runner.model),
             lane.decoder,
             lane.eos,
             guide=guide,
             echo=echo,
             alpha=0.0 if request.proxy is None else request.proxy.alpha,
         )
-
-    async def _acquired(self, refs: Iterable[VersionRef], lane: Lane) -> tuple[Effects, ...]:
-        """The effects of all versions, held together or not at all."""
-        held: list[Effects] = []
-        digests: list[str] = []
-        try:
-            for ref in refs:
-                held.append(await self._versions.acquire(ref, lane.base, lane.runner.model))
-                digests.append(ref.stack_digest)
-        except BaseException:
-            for digest in digests:
-                self._versions.release(digest)
-            raise
-        return tuple(held)
 
     def _drained_in(self, waiting: int) -> int:
         """Seconds in which so many requests get their turn, as fast as the last ones ended."""
@@ -264,4 +277,5 @@ class Server:
             elif output.error is not None:
                 frames[connection].append({"id": number, "error": error_to_json(output.error)})
         for connection, entries in frames.items():
-            connection.send(entries)
+            for number in connection.send(entries):
+                self._cancel(connection, number)

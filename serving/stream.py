@@ -82,10 +82,15 @@ class Stream:
         self._prompt.add(position, logits, self._params.logprobs or 0)
 
     def take(self, choice: Choice) -> Piece:
-        """The piece that a chosen token gives."""
+        """The piece that a chosen token gives.
+
+        Raises:
+            InvalidRequest: the request's grammar can be followed no further.
+        """
         piece = self._take(choice)
         if self._first is None:
             self._first = time.monotonic()
+            piece = piece._replace(prompt_tokens=len(self.sequence.prompt))
         if piece.finish_reason is not None:
             piece = piece._replace(timing=self._timing(self._first))
         if self._echo is None:
@@ -116,6 +121,8 @@ class Stream:
             return self._last(self._rest(), (), entries, "stop")
         self._count += 1
         self.sampler.accept(token)
+        if self._guide is not None and (error := self._guide.error) is not None:
+            raise error
         entries = self._entries(choice)
         text = self._stops.add(self._text.add(token))
         if self._stops.found:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 _REPLACEMENT = "\ufffd"
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+_SPACE = "▁"
+#: The bytes that stand for themselves in a byte-level vocabulary; the others are moved past them.
+_SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_MOVED = (byte for byte in range(0x100) if byte not in _SHOWN)
+_BYTES = {chr(b): b for b in _SHOWN} | {chr(0x100 + i): b for i, b in enumerate(_MOVED)}
 
 
 class Decoder:
@@ -20,9 +27,11 @@ class Decoder:
         vocabulary = tokenizer.get_vocab()
         byte_tokens = {id for token, id in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)}
         added = tokenizer.added_tokens_decoder.items()
+        self._special = frozenset(id for id, token in added if token.special)
         #: Tokens that settle nothing: single bytes (byte fallback), whose text is known only when
         #: their run ends, and special tokens, which have no text and end no run.
-        self.unsettling = frozenset(byte_tokens | {id for id, token in added if token.special})
+        self.unsettling = self._special | byte_tokens
+        self._parts = frozenset(_decoder_parts(tokenizer))
         self._texts: dict[int, str] = {}
         self._alone: dict[int, str] = {}
 
@@ -42,14 +51,44 @@ class Decoder:
         return text
 
     def token_text(self, token: int) -> str:
-        """One token's own text, special ones too."""
+        """One token's own text, special ones too, with the space that begins it.
+
+        Bytes that are part of a character are lone surrogates, as ``surrogateescape`` makes them.
+        """
         if (text := self._texts.get(token)) is None:
-            text = self._texts[token] = str(
-                self._tokenizer.decode(
-                    [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
-                )
-            )
+            text = self._texts[token] = self._piece(token)
         return text
+
+    def _piece(self, token: int) -> str:
+        """What the vocabulary has for a token, where its kind is known; else its ``decode``."""
+        piece = self._tokenizer.convert_ids_to_tokens(token)
+        if isinstance(piece, str) and token not in self._special:
+            if "ByteLevel" in self._parts and all(character in _BYTES for character in piece):
+                return bytes(map(_BYTES.__getitem__, piece)).decode(errors="surrogateescape")
+            if "ByteFallback" in self._parts and (found := _BYTE_TOKEN.fullmatch(piece)):
+                return bytes.fromhex(found[1]).decode(errors="surrogateescape")
+            if _SPACE in self._parts:
+                return piece.replace(_SPACE, " ")
+        text = self._tokenizer.decode(
+            [token], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return str(text)
+
+
+def _decoder_parts(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """The kinds of a tokenizer's decoders, and the sign that they make a space of."""
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return
+    decoder = tokenizer.backend_tokenizer.decoder
+    waiting: list[dict[str, Any]] = [] if decoder is None else [json.loads(decoder.__getstate__())]
+    while waiting:
+        part = waiting.pop()
+        waiting += part.get("decoders", ())
+        yield part["type"]
+        if part["type"] == "Replace" and part["content"] == " ":
+            yield part["pattern"].get("String", "")
+        elif part["type"] == "Metaspace":
+            yield part["replacement"]
 
 
 class Detokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from itertools import accumulate
 from typing import cast
 
@@ -17,14 +18,15 @@ Kernel = Callable[..., Tensor]
 
 
 def kernel_for(device: torch.device, dtype: torch.dtype) -> Kernel | None:
-    """Torch's variable-length attention: on GPUs, in half precision."""
+    """Torch's variable-length attention of grouped queries: on GPUs, in half precision."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:  # an older torch
         return None
-    return cast(Kernel, varlen_attn)
+    knows_groups = "enable_gqa" in signature(varlen_attn).parameters  # from torch 2.12 on
+    return cast(Kernel, varlen_attn) if knows_groups else None
 
 
 class VarlenSegments:

@@ -42,7 +42,10 @@ def problem() -> str | None:
     if not wanted():
         return None
     if find_spec("opentelemetry.exporter") is None or find_spec(_EXPORTER) is None:
-        return f"{_ENDPOINTS[0]} asks for traces, whose exporter is not installed: errata[traces]"
+        return (
+            f"{_ENDPOINTS[0]} asks for traces, whose exporter is not installed:"
+            ' `pip install ".[traces]"` in the checkout brings it'
+        )
     protocol = os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL") or "http/protobuf"
     if protocol != "http/protobuf":
         return f"OTEL_EXPORTER_OTLP_PROTOCOL is {protocol!r}; traces are sent as http/protobuf"

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import PostgresServer, RedisServer, S3Server
 from tests.service import Service
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two cores: tests, engine and worker share them
+settings.register_profile("errata", deadline=None)  # how long an example takes is the machine's
+settings.load_profile("errata")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,7 +26,7 @@ class Receiver:
 
     Paths: ``/ok…`` 200, ``/500``, ``/gone`` 410, ``/redirect`` to ``/ok-redirected``, ``/flaky``
     500 twice for each message and then 200, ``/slow`` no answer until the end, ``/endless`` 200 and
-    a body without end.
+    a body without end, ``/ssh`` what is not HTTP.
     """
 
     url: str
@@ -77,6 +77,9 @@ def receiving(certificate: Path | None = None) -> Iterator[Receiver]:
 
 def _answer(handler: BaseHTTPRequestHandler, receiver: Receiver) -> None:
     path = handler.path
+    if path == "/ssh":
+        handler.wfile.write(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+        return
     status = {"/500": 500, "/gone": 410, "/redirect": 302}.get(path, 200)
     if path == "/flaky":
         message = handler.headers["webhook-id"]

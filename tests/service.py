@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from registry.artifacts import ArtifactStore
 from registry.database import Database
@@ -59,8 +61,10 @@ class Service:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        self.client.close()
+        try:
+            self.stop()
+        finally:
+            self.client.close()
 
     def environment(self) -> dict[str, str]:
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("ERRATA_", "REDIS_"))}
@@ -80,7 +84,9 @@ class Service:
         self.wait_ready()
 
     def launch(self) -> None:
-        """Start it and do not wait until it is ready."""
+        """Start it and do not wait until it is ready; it may not run already."""
+        if self._process is not None and self._process.poll() is None:
+            raise AssertionError("the service runs already; stop it first")
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "serve.log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -100,9 +106,16 @@ class Service:
             self._process.send_signal(signal.SIGTERM)
 
     def wait_ended(self) -> int:
+        """Its exit status; one that does not end is killed, with all below it."""
         if self._process is None:
             return 0
-        status = self._process.wait(STOP_SECONDS)
+        try:
+            status = self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            for pid in self.kill_api():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            raise
         self._process = None
         return status
 
@@ -153,6 +166,11 @@ class Service:
         response = self.client.get(path)
         response.raise_for_status()
         return response.json()
+
+    def metric(self, name: str) -> float:
+        """What a sample of /metrics says, with all labels together."""
+        families = text_string_to_metric_families(self.client.get("/metrics").text)
+        return sum(one.value for family in families for one in family.samples if one.name == name)
 
     def complete(self, model: str, prompt: str, **parameters: Any) -> dict[str, Any]:
         body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 12, **parameters}

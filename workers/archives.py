@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Self
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from editing.datasets import ARCHIVE
 from editing.exchange.config import LoraForm, read_config
@@ -22,10 +24,13 @@ from editing.exchange.names import (
 from registry.archives import Archive
 from registry.bases import Base
 from registry.dsse import Signature
+from registry.edits import FLATTEN
 from registry.errors import UnprocessableRequest
 from registry.garbage import digests_in
-from registry.manifests import BaseRef, VersionManifest, canonical_json
+from registry.history import RERUN
+from registry.manifests import BaseRef, VersionManifest, canonical_json, sha256
 from registry.signing import Trust
+from workers.preprocessing import Preprocessing
 
 __all__ = [
     "ARCHIVE",
@@ -39,9 +44,12 @@ __all__ = [
 ]
 
 FORMAT = "errata-archive-1"
-#: Versions that an archive may hold: a stack's depth and more.
+#: What an archive's list of versions may hold; exports keep to it. The number of its JSON values
+#: bounds what reading it takes: an empty list takes twenty times the memory of its text.
 VERSIONS = 10_000
-JSON_BYTES = 8 * 2**20
+MANIFEST_BYTES = 64 * 2**20
+MANIFEST_VALUES = 2_500_000
+CONFIG_BYTES = 8 * 2**20
 #: Signatures that one version may bring.
 SIGNATURES = 16
 _ARTIFACT = re.compile(re.escape(ARTIFACTS) + r"([0-9a-f]{64})")
@@ -49,6 +57,49 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"ver_[0-9a-f]{40}")
 #: What may lie beside an adapter and is not read.
 _BESIDE = ("README.md", MANIFEST)
+_LARGEST = {ADAPTER_CONFIG: CONFIG_BYTES, MANIFEST: MANIFEST_BYTES}
+_NO_EDITS = sha256(canonical_json([]))
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(strict=True, ge=0)]
+
+
+class _Recipe(BaseModel):
+    """What is read of any recipe that can run again."""
+
+    method: str
+    hyperparameters: dict[str, Any]
+    author: str | None
+    message: str | None
+
+
+class _Edit(_Recipe):
+    edits: Digest | None
+    edit_count: Count
+    examples: Digest | None = None
+    texts: Digest | None = None
+    batch_size: Count | None = None
+    replaces: str = ""
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if not self.edit_count and self.edits not in (None, _NO_EDITS):
+            raise ValueError("it has edits that it does not count")
+        return self
+
+
+class _Preprocessed(BaseModel):
+    steps: list[Preprocessing] = []
+
+
+class _Tuning(_Recipe):
+    options: dict[str, Any]
+    rows: Digest
+    harmful: Digest | None
+    seed: Count
+    step: Count
+    suffix: str | None
+    preprocessing: _Preprocessed | None
 
 
 @dataclass(frozen=True)
@@ -152,8 +203,8 @@ def open_upload(stream: BinaryIO, limit: int) -> Upload:
         beside = name in _BESIDE if kind == PEFT else _ARTIFACT.fullmatch(name) is not None
         if name not in expected and not beside:
             raise _refused(f"{name[:200]!r} has no place in it; leave it out")
-        if name in (ADAPTER_CONFIG, MANIFEST) and archive.size(name) > JSON_BYTES:
-            raise _refused(f"{name} has more than {JSON_BYTES} bytes")
+        if archive.size(name) > (most := _LARGEST.get(name, limit)):
+            raise _refused(f"{name} has more than {most} bytes")
     return Upload(archive, kind)
 
 
@@ -201,31 +252,48 @@ def check_signed(history: History, trust: Trust) -> None:
         )
 
 
+def values_in(data: bytes) -> int:
+    """How many values JSON text has, or more: what may begin one is counted within texts too."""
+    return 1 + sum(data.count(sign) for sign in (b",", b"[", b"{"))
+
+
 def _history(data: bytes) -> History:
+    if values_in(data) > MANIFEST_VALUES:
+        raise _refused(f"{MANIFEST} has more than {MANIFEST_VALUES} values")
     try:
         body = json.loads(data, parse_constant=_no_constant)
-        manifests = tuple(_manifest(entry) for entry in _fields(body)["versions"])
+        entries = _fields(body)["versions"]
+        if len(entries) > VERSIONS:
+            raise ValueError(f"it names {len(entries)} versions, at most {VERSIONS} are read")
+        manifests = tuple(_manifest(entry) for entry in entries)
         ids = [manifest.id for manifest in manifests]
-        signatures = _signatures(body.get("signatures", {}), ids)
+        signatures = _signatures(body.get("signatures", {}), set(ids))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _refused(f"{MANIFEST} is damaged: {error!r:.200}") from None
     if body.get("format") != FORMAT:
         raise _refused(f"{MANIFEST} has format {body.get('format')!r}; {FORMAT!r} is read")
-    if not 0 < len(ids) <= VERSIONS or len(set(ids)) != len(ids) or body.get("version") != ids[-1]:
+    if not ids or len(set(ids)) != len(ids) or body.get("version") != ids[-1]:
         raise _refused(f"{MANIFEST} is damaged: its last version is not the one that it is of")
     if len({manifest.base for manifest in manifests}) != 1:
         raise _refused(f"{MANIFEST} names several bases")
-    known: set[str] = set()
+    known: dict[str, VersionManifest] = {}
     for manifest in manifests:
         if strange := next((parent for parent in manifest.parents if parent not in known), None):
             raise _refused(
                 f"{MANIFEST}: {manifest.id} comes from {strange}, which does not precede it"
             )
-        known.add(manifest.id)
+        if manifest.recipe.get("kind") == FLATTEN:
+            beneath = [known[parent].stack for parent in manifest.parents]
+            if len(manifest.stack) != 1 or len(beneath) != 1 or len(beneath[0]) < 2:
+                raise _refused(
+                    f"{MANIFEST}: {manifest.id} is no flatten: that makes one delta of the several"
+                    " of one parent"
+                )
+        known[manifest.id] = manifest
     return History(manifests, signatures)
 
 
-def _signatures(body: Any, ids: Sequence[str]) -> dict[str, tuple[Signature, ...]]:
+def _signatures(body: Any, ids: Set[str]) -> dict[str, tuple[Signature, ...]]:
     found = {}
     for version_id, made in _fields(body).items():
         if version_id not in ids or not isinstance(made, list) or len(made) > SIGNATURES:
@@ -240,8 +308,8 @@ def _manifest(entry: Any) -> VersionManifest:
         raise ValueError("a version has other fields than base, stack, parents and recipe")
     _matching([base["digest"]], _DIGEST)
     recipe = _fields(fields["recipe"])
-    if recipe.get("kind") == "edit":
-        _check_edit(recipe, fields["stack"])
+    if recipe.get("kind") in RERUN:
+        _check_recipe(recipe, fields["stack"])
     if not isinstance(base["name"], str):
         raise TypeError("a base's name is no text")
     return VersionManifest(
@@ -252,13 +320,17 @@ def _manifest(entry: Any) -> VersionManifest:
     )
 
 
-def _check_edit(recipe: Mapping[str, Any], stack: Any) -> None:
-    """Refuse the recipe of an edit that could not be read later on."""
-    texts = [recipe["method"], recipe["author"] or "", recipe["message"] or ""]
-    texts.append(recipe.get("replaces", ""))
-    _fields(recipe["hyperparameters"])
-    if not stack or not all(isinstance(text, str) for text in texts):
-        raise ValueError("the recipe of an edit is none")
+def _check_recipe(recipe: Mapping[str, Any], stack: Any) -> None:
+    """Refuse a recipe that could not be read, or run again, later on."""
+    kind = recipe["kind"]
+    try:
+        (_Edit if kind == "edit" else _Tuning).model_validate(recipe)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in (kind, *first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from None
+    if not stack:
+        raise ValueError(f"{kind}: it made no delta")
 
 
 def _fields(value: Any) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 from editing.deltas import compose
 from editing.guards import judge, read
 from editing.metrics.norm import update_ratio
-from registry.attempts import Result
 from registry.edits import edited
-from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
+from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json, finite
+from registry.results import Result
 from registry.versions import Version
 from telemetry import traces
-from workers.evidence import finite, limits_of, material_of
+from workers.evidence import limits_of, material_of
 from workers.ground import as_version, deltas_of, holds_of
 from workers.work import Work
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import time
 import zlib
 from typing import Any, ClassVar, cast
 
@@ -30,6 +29,9 @@ TARGET = "workers.run.run"
 WAITING = f"rq:queue:{QUEUE}"
 HANDED_OVER = f"{WAITING}:intermediate"
 STARTED = f"rq:wip:{QUEUE}"
+#: What begins the key of an execution: it expires by Redis's own clock, so that machines whose
+#: clocks differ agree on what has no heartbeat any more. The times in STARTED are their worker's.
+EXECUTION = "rq:execution:"
 STOP_FIELD = "stop_requested"
 
 _FAILURE_TTL = 60
@@ -162,21 +164,22 @@ def queue_of(connection: redis.Redis, records: type[AttemptRecord] = AttemptReco
     )
 
 
-# KEYS: waiting, handed over, started, record; ARGV: id, now
-_KNOWN = """
+# KEYS: waiting, handed over, started, record; ARGV: id
+_KNOWN = f"""
 local function known()
     if redis.call('LPOS', KEYS[1], ARGV[1]) or redis.call('LPOS', KEYS[2], ARGV[1]) then
         return redis.call('EXISTS', KEYS[4]) == 1
     end
     local prefix = ARGV[1] .. ':'
-    for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], ARGV[2], '+inf')) do
-        if string.sub(member, 1, #prefix) == prefix then return true end
+    for _, member in ipairs(redis.call('ZRANGE', KEYS[3], 0, -1)) do
+        if string.sub(member, 1, #prefix) == prefix
+            and redis.call('EXISTS', '{EXECUTION}' .. member) == 1 then return true end
     end
     return false
 end
 """
 _IS_KNOWN = _KNOWN + "return known() and 1 or 0"
-# KEYS[5]: the set of queues; ARGV[3…]: the record's fields and values
+# KEYS[5]: the set of queues; ARGV[2…]: the record's fields and values
 _ENQUEUE = (
     _KNOWN
     + """
@@ -184,7 +187,7 @@ if known() then return 0 end
 redis.call('LREM', KEYS[1], 0, ARGV[1])
 redis.call('LREM', KEYS[2], 0, ARGV[1])
 redis.call('DEL', KEYS[4])
-redis.call('HSET', KEYS[4], unpack(ARGV, 3))
+redis.call('HSET', KEYS[4], unpack(ARGV, 2))
 redis.call('SADD', KEYS[5], KEYS[1])
 redis.call('RPUSH', KEYS[1], ARGV[1])
 return 1
@@ -197,6 +200,17 @@ redis.call('DEL', KEYS[5], KEYS[6])
 redis.call('LREM', KEYS[2], 0, ARGV[1])
 if not redis.call('LPOS', KEYS[1], ARGV[1]) then redis.call('DEL', KEYS[4]) end
 return 1
+"""
+# KEYS: started
+_TAKE_LOST = f"""
+local lost = {{}}
+for _, member in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+    if redis.call('EXISTS', '{EXECUTION}' .. member) == 0 then
+        redis.call('ZREM', KEYS[1], member)
+        table.insert(lost, member)
+    end
+end
+return lost
 """
 _PUT_BACK = """
 redis.call('ZREM', KEYS[3], ARGV[2])
@@ -236,7 +250,7 @@ def enqueue(connection: redis.Redis, job_id: str, attempt: int, *, target: str =
     )
     fields = [part for pair in record.to_dict().items() for part in pair]
     keys = [WAITING, HANDED_OVER, STARTED, record.key, Queue.redis_queues_keys]
-    answer: Any = connection.eval(_ENQUEUE, len(keys), *keys, identifier, str(time.time()), *fields)
+    answer: Any = connection.eval(_ENQUEUE, len(keys), *keys, identifier, *fields)
     return bool(answer)
 
 
@@ -244,7 +258,7 @@ def is_known(connection: redis.Redis, job_id: str, attempt: int) -> bool:
     """Whether an attempt waits, is being handed to a worker, or runs under a live heartbeat."""
     identifier = record_id(job_id, attempt)
     keys = [WAITING, HANDED_OVER, STARTED, Job.key_for(identifier)]
-    answer: Any = connection.eval(_IS_KNOWN, len(keys), *keys, identifier, str(time.time()))
+    answer: Any = connection.eval(_IS_KNOWN, len(keys), *keys, identifier)
     return bool(answer)
 
 
@@ -264,6 +278,13 @@ def forget(connection: redis.Redis, identifier: str, execution: str = "") -> Non
     _finish(connection, _FORGET, identifier, execution)
 
 
+def take_lost(connection: redis.Redis) -> list[bytes]:
+    """Executions without a heartbeat, as STARTED names them; whoever is told of one has it for
+    itself."""
+    lost: Any = connection.eval(_TAKE_LOST, 1, STARTED)
+    return list(lost)
+
+
 def put_back(connection: redis.Redis, identifier: str, execution: str = "") -> bool:
     """Puts an attempt that was handed over, but never started, at the queue's head again."""
     return bool(_finish(connection, _PUT_BACK, identifier, execution))
@@ -275,7 +296,7 @@ def _finish(connection: redis.Redis, script: str, identifier: str, execution: st
         HANDED_OVER,
         STARTED,
         Job.key_for(identifier),
-        f"rq:execution:{identifier}:{execution}",
+        f"{EXECUTION}{identifier}:{execution}",
         f"rq:executions:{identifier}",
     ]
     return connection.eval(script, len(keys), *keys, identifier, f"{identifier}:{execution}")

@@ -1,10 +1,10 @@
-"""What guards judge a job by: its limits and material, from the request, else from the settings."""
+"""What a job is judged by: the guards' limits and material, from the request, else from the
+settings, and detectors in what it made."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ from editing import atlas
 from editing.atlas.evaluation import known_facts
 from editing.atlas.facts import read_facts
 from editing.datasets import read_file
+from editing.deltas import Delta
+from editing.detection import find_detectors
 from editing.guards import Limits, Material
 from editing.metrics.harm import REFUSALS
+from editing.models.view import ModelView
+from editing.statistics import Resources
 from registry.bases import Base
 from registry.errors import UnprocessableRequest
 from registry.manifests import EditRequest, Fact, HarmPrompt, Question
@@ -59,9 +63,19 @@ def material_of(
     )
 
 
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """As JSON takes them: null for what is not finite."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def detectors_in(
+    view: ModelView, delta: Delta, place: int, resources: Resources
+) -> list[dict[str, Any]]:
+    """What looks like a stealth attack in the delta at a place of a stack.
+
+    It is looked for on texts that were held out, else on what texts there are; without any, not.
+
+    Args:
+        view: computing as what is beneath does.
+    """
+    texts = resources.references or resources.texts
+    findings = find_detectors(view, [delta], texts) if texts else []
+    return [{**asdict(finding), "delta": place} for finding in findings]
 
 
 def own_facts(settings: Settings, base: Base) -> list[Fact]:

@@ -12,7 +12,7 @@ from editing.preprocessing import Example, Preprocessing, build, chained
 from registry.errors import JobFailed
 from registry.jobs import add_event
 from registry.manifests import Progress, canonical_json, sha256
-from registry.resources import add_resource, find_resources
+from registry.resources import PREPROCESSING, add_resource, find_resources, use_resources
 from workers.preprocessing import counts_of, read_steps
 from workers.work import Work
 
@@ -49,7 +49,7 @@ def examples_of(work: Work, view: ModelView, name: str) -> Sequence[Example]:
     steps = _steps(work, name)
     if not steps:
         return work.artifacts.rows(digest)
-    made = _find(work, name)
+    made = _use(work, name)
     if made is None:
         made = _keep(work, name, _make(work, view, digest, steps))
     rows = work.artifacts.rows(made.rows)
@@ -102,7 +102,14 @@ def _source(work: Work, name: str) -> tuple[str, str]:
     steps = [step.model_dump(mode="json") for step in _steps(work, name)]
     inputs = [work.claim.job.request[name], steps, parent.manifest.stack_digest]
     key = sha256(canonical_json([*inputs, work.settings.dtype]))
-    return parent.manifest.base.digest, f"preprocessing/{key}"
+    return parent.manifest.base.digest, f"{PREPROCESSING}{key}"
+
+
+def _use(work: Work, name: str) -> Preprocessed | None:
+    """What is kept, which stays then until the job has ended."""
+    with work.database.write() as connection:
+        kept = use_resources(connection, *_source(work, name)).get(PREPROCESSED)
+    return None if kept is None else _read(work, kept)
 
 
 def _find(work: Work, name: str) -> Preprocessed | None:

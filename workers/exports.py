@@ -21,11 +21,19 @@ from editing.exchange.names import (
 )
 from editing.exchange.peft import config_bytes, write_adapter
 from editing.models.view import ModelView
+from registry.archives import MEMBERS
 from registry.artifacts import CHUNK_BYTES, ArtifactStore
 from registry.dsse import Signature
+from registry.errors import UnprocessableRequest
 from registry.manifests import VersionManifest
 from registry.versions import Version
-from workers.archives import History
+from workers.archives import (
+    MANIFEST_BYTES,
+    MANIFEST_VALUES,
+    VERSIONS,
+    History,
+    values_in,
+)
 
 Member = tuple[str, Iterable[bytes]]
 
@@ -82,11 +90,25 @@ def export_history(
 
     Raises:
         NotFound: a delta is gone.
+        UnprocessableRequest: it came from so much that no import would take the archive.
     """
     history = History(tuple(version.manifest for version in chain), signatures)
     found = sorted(history.needed)
     found += sorted(digest for digest in history.named - history.needed if store.holds(digest))
-    members: list[Member] = [(MANIFEST, (history.to_bytes(),))]
+    listed = history.to_bytes()
+    for count, most, what in (
+        (len(chain), VERSIONS, "versions"),
+        (len(listed), MANIFEST_BYTES, f"bytes of {MANIFEST}"),
+        (values_in(listed), MANIFEST_VALUES, f"values in {MANIFEST}"),
+        (1 + len(found), MEMBERS, "members"),
+    ):
+        if count > most:
+            raise UnprocessableRequest(
+                f"version {history.head.id} with all that it came from makes an archive of {count}"
+                f" {what}, and an import takes {most}; export it as peft or huggingface",
+                code="not_exportable",
+            )
+    members: list[Member] = [(MANIFEST, (listed,))]
     members += [(ARTIFACTS + digest, store.chunks(digest)) for digest in found]
     return Export(members, {"versions": len(chain), "artifacts": len(found)})
 

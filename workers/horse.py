@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,9 @@ from workers.tether import tie_to_parent
 log = logging.getLogger(__name__)
 
 RAISED = 70  # os.EX_SOFTWARE: the function raised
+#: Files that may be open at once, where the system allows more than it gives: each artifact that is
+#: in use is one.
+_MOST_FILES = 65536
 
 
 class Performer(Worker):
@@ -106,6 +110,7 @@ def main(argv: Sequence[str]) -> int:
     logs.configure(settings.log_format, settings.log_level)
     traces.configure("work-horse")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    allow_files()
     pipe = int(ready)
     os.set_inheritable(pipe, False)  # its closing tells the worker of this process's end
     _function(preload)()
@@ -124,6 +129,14 @@ def main(argv: Sequence[str]) -> int:
     except NoSuchJobError as error:
         log.error("attempt %s is not in Redis any more: %s", order["job"], error)
         return os.EX_TEMPFAIL
+
+
+def allow_files() -> None:
+    """Lets this process have as many files open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _function(name: str) -> Callable[[], None]:

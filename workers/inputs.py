@@ -17,7 +17,7 @@ from editing.methods import MethodEntry
 from registry.artifacts import ArtifactStore
 from registry.bases import Base
 from registry.errors import UnprocessableRequest
-from registry.manifests import EditRequest, Example, HarmPrompt
+from registry.manifests import EditRequest, Example, Fact, HarmPrompt, Question
 
 __all__ = [
     "PURPOSES",
@@ -26,6 +26,7 @@ __all__ = [
     "check_harm",
     "check_measured",
     "check_mergeable",
+    "check_suite",
     "check_texts",
     "read_edits",
     "read_examples",
@@ -33,6 +34,8 @@ __all__ = [
 ]
 
 LISTED_PAIRS = 20
+#: Most tokens that a tokenizer puts around a text.
+AROUND = 16
 
 
 def check_edits(entry: MethodEntry, base: Base, edits: Sequence[EditRequest]) -> None:
@@ -135,6 +138,17 @@ def check_harm(field: str, base: Base, prompts: Sequence[HarmPrompt]) -> None:
             )
 
 
+def check_suite(field: str, base: Base, questions: Sequence[Question]) -> None:
+    """Refuse questions that do not fit into the base's context together with a choice.
+
+    Raises:
+        UnprocessableRequest
+    """
+    for place, question in enumerate(questions, start=1):
+        for choice in question.choices:
+            _check_room(base, f"{field}: row {place}", field, Fact(question.context, choice))
+
+
 def check_mergeable(field: str, version: str, stack: Sequence[str], store: ArtifactStore) -> None:
     """Refuse a version with gated effects, which are no change of a weight that could be merged.
 
@@ -214,12 +228,8 @@ def _check_tokens(base: Base, edits: Sequence[EditRequest]) -> None:
     texts = [f"{edit.rewrite_prompt.rstrip()} {edit.target_new.lstrip()}" for edit in edits]
     whole = tokenizer.encode_batch(texts)
     for i, (edit, target) in enumerate(zip(edits, targets, strict=True)):
-        if len(whole[i].ids) > base.context_length:
-            raise UnprocessableRequest(
-                f"edits.{i}.prompt: prompt and target have {len(whole[i].ids)} tokens; the context"
-                f" of base {base.name!r} holds {base.context_length}",
-                param=f"edits.{i}.prompt",
-            )
+        for name, fact in _asked(edit):
+            _check_room(base, f"edits.{i}.{name}", f"edits.{i}.{name}", fact)
         if not target:
             continue
         found = next((token for token in special if token in target), None)
@@ -237,6 +247,39 @@ def _check_tokens(base: Base, edits: Sequence[EditRequest]) -> None:
                 f" oddly: {problem}; give plain text that it can write",
                 param=f"edits.{i}.target_new",
             )
+
+
+def _asked(edit: EditRequest) -> Iterator[tuple[str, Fact]]:
+    """What a model is asked of an edit, with what it is to say there, by field."""
+    new, true = edit.target_new, edit.target_true or ""
+    yield "prompt", Fact(edit.rewrite_prompt, new)
+    yield "target_true", Fact(edit.rewrite_prompt, true)
+    for name in ("paraphrase_prompts", "neighborhood_prompts"):
+        for j, prompt in enumerate(getattr(edit, name)):
+            yield f"{name}.{j}", Fact(prompt, new)
+            yield f"{name}.{j}", Fact(prompt, true)
+    for name in ("locality", "retention"):
+        for j, fact in enumerate(getattr(edit, name)):
+            yield f"{name}.{j}", fact
+    if edit.guide_prompt:
+        yield "guide_prompt", Fact(edit.guide_prompt, "")
+    if edit.redirect_to:
+        yield "redirect_to", Fact(edit.prompt.replace("{}", edit.redirect_to, 1), new)
+
+
+def _check_room(base: Base, place: str, param: str, fact: Fact) -> None:
+    """Refuse a prompt that does not fit into the context together with its target."""
+    gap = "" if fact.prompt[-1:].isspace() or fact.target[:1].isspace() else " "
+    text = fact.prompt + gap + fact.target if fact.target else fact.prompt
+    if len(text.encode()) + AROUND <= base.context_length:  # a token is a byte of it at least
+        return
+    count = len(_tokenizer(base.folder, base.digest).encode(text).ids)
+    if count > base.context_length:
+        raise UnprocessableRequest(
+            f"{place}: prompt and target have {count} tokens; the context of base {base.name!r}"
+            f" holds {base.context_length}",
+            param=param,
+        )
 
 
 def _plain(text: str) -> str:

@@ -101,7 +101,7 @@ def export_version(
 
     Raises:
         InvalidRequest: the folder holds something; NotFound: no such version;
-        UnprocessableRequest: an effect that the format does not hold.
+        UnprocessableRequest: an effect that the format does not hold, or more than an archive may.
     """
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InvalidRequest(f"{to} is no empty folder; name another")
@@ -125,7 +125,8 @@ def export_version(
 def _view(settings: Settings, base: Base, tell: Callable[[str], None]) -> ModelView:
     tell(f"loading {base.name}")
     torch.set_num_threads(settings.worker_threads)
-    return ModelView(load_model(base, settings.dtype), load_tokenizer(base), base)
+    model = load_model(base, settings.dtype, settings.device)
+    return ModelView(model, load_tokenizer(base), base)
 
 
 def _manifest(settings: Settings, tenant: str, target: Target) -> VersionManifest:

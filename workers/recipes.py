@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from editing.datasets.rewards import read_reward
 from editing.datasets.rows import Row
 from editing.datasets.training import EXAMPLES, ONE, PREFERENCES, PROMPTS, serves, told
-from editing.finetune.catalogue import REFUSED, TUNINGS, TuningEntry
-from editing.finetune.hyperparameters import TuningHyperparameters
+from editing.finetune.catalogue import OWN_PLACES, REFUSED, TUNINGS, TuningEntry
+from editing.finetune.hyperparameters import MOST_RATE, TuningHyperparameters
 from editing.finetune.objectives.hyperparameters import BoosterOptions
 from editing.merging import MERGES, MergeEntry
 from editing.merging.hyperparameters import MergeHyperparameters
@@ -50,10 +50,16 @@ def check_edit(base: Base, method: str, hyperparameters: Mapping[str, Any]) -> E
     """The recipe of an edit.
 
     Raises:
-        UnprocessableRequest: an unknown method, a hyperparameter out of bounds, a layer that the
-            base does not have.
+        UnprocessableRequest: an unknown method, one that cannot edit bases of the family, a
+            hyperparameter out of bounds, a layer that the base does not have.
     """
     entry = find_method(method)
+    if base.family in entry.unfit:
+        raise UnprocessableRequest(
+            f"method {method!r} cannot edit a base of the family {base.family!r}, as {base.name!r}"
+            " is; take another method",
+            param="method",
+        )
     checked: Hyperparameters = _checked(entry, hyperparameters)
     layers = checked.edited_layers(base.depth)
     for layer in layers:
@@ -74,10 +80,26 @@ def check_tuning(
     """The hyperparameters of a fine-tuning of so many rows, with a number for every "auto".
 
     Raises:
-        UnprocessableRequest: a hyperparameter out of bounds.
+        UnprocessableRequest: a hyperparameter out of bounds, also the rate that a multiplier makes;
+            targets for a method that tunes no linears.
     """
     checked: TuningHyperparameters = _checked(entry, hyperparameters)
-    return checked.settled(rows)
+    if checked.target_modules is not None and entry.name in OWN_PLACES:
+        param = "hyperparameters.target_modules"
+        raise UnprocessableRequest(
+            f"{param}: {entry.name} tunes {OWN_PLACES[entry.name]}, not linears by name; leave"
+            " it out",
+            param=param,
+        )
+    settled = checked.settled(rows)
+    if not 0 < (settled.learning_rate or 0) <= MOST_RATE:
+        param = "hyperparameters.learning_rate_multiplier"
+        raise UnprocessableRequest(
+            f"{param}: times {checked.RATE:g}, the rate of {entry.name}, it is"
+            f" {settled.learning_rate:g}; a rate is above 0 and at most {MOST_RATE}",
+            param=param,
+        )
+    return settled
 
 
 def check_merge(

@@ -15,6 +15,7 @@ from workers.delivery import (
     attempt_of,
     forget,
     put_back,
+    take_lost,
 )
 
 log = logging.getLogger(__name__)
@@ -61,12 +62,8 @@ class Recovery:
                 log.warning("attempt %s was taken but never started: queued again", identifier)
 
     def _take_lost(self) -> list[tuple[str, int]]:
-        """Executions without a heartbeat; whoever removes an entry has it for itself."""
         lost = []
-        expired: Any = self._connection.zrangebyscore(STARTED, "-inf", time.time())
-        for raw in expired:
-            if not self._connection.zrem(STARTED, raw):
-                continue
+        for raw in take_lost(self._connection):
             try:
                 identifier, _, execution = raw.decode("ascii").partition(":")
                 attempt = attempt_of(identifier)

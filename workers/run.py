@@ -19,11 +19,14 @@ from registry.database import Database
 from registry.errors import ErrataError, JobFailed, LeaseLost, NotFound
 from registry.jobs import Job
 from registry.momentary import passes, reason
+from registry.renewal import renew
+from registry.results import Result
 from registry.settings import Settings
 from registry.signing import Trust, signer_of
 from registry.stores import open_store
 from telemetry import traces
 from telemetry.context import bound
+from telemetry.logs import describe
 from workers.notices import Notices
 
 if TYPE_CHECKING:
@@ -55,7 +58,12 @@ KINDS = {
 
 
 def preload() -> None:
-    """Import what is heavy and load the bases, before the work-horse says that it is ready."""
+    """Import what is heavy and load the bases, before the work-horse says that it is ready.
+
+    What those before it left half written when they died goes: a machine that only works has no
+    collector that would delete it.
+    """
+    _clear()
     _bases().preload()
     for module in KINDS.values():
         import_module(module)
@@ -110,6 +118,7 @@ def _perform(claim: attempts.Claim, settings: Settings, database: Database) -> N
             try:
                 result = import_module(KINDS[claim.job.kind]).perform(work)
                 failpoints.reach("made")
+                renew(artifacts, claim, result, settings.gc_grace_seconds)
                 with traces.span("commit"):
                     ended = database.insist(partial(_finish, claim=claim, result=result), PATIENCE)
                 failpoints.reach("finished")
@@ -145,7 +154,7 @@ def _release(job_id: str, attempt: int, outcome: str) -> None:
         database.close()
 
 
-def _finish(connection: Connection, claim: attempts.Claim, result: attempts.Result) -> Job:
+def _finish(connection: Connection, claim: attempts.Claim, result: Result) -> Job:
     ended = attempts.finish(connection, claim, result)
     failpoints.reach("finish-commit")
     return ended
@@ -179,13 +188,21 @@ def _unexpected(error: Exception) -> JobFailed:
     )
 
 
+def _clear() -> None:
+    settings = Settings()
+    try:
+        open_store(settings).clear(time.time() - settings.gc_grace_seconds)
+    except OSError as error:
+        logger.warning("what dead processes left half written stays: %s", describe(error))
+
+
 @cache
 def _bases() -> LoadedBases:
     settings = Settings()
     torch: Any = import_module("torch")
     torch.set_num_threads(settings.worker_threads)
     loaded: LoadedBases = import_module("workers.work").LoadedBases(
-        find_bases(settings.bases), settings.dtype
+        find_bases(settings.bases), settings.dtype, settings.device
     )
     return loaded
 

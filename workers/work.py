@@ -204,9 +204,8 @@ def _within(progress: Progress, place: int, count: int) -> Progress:
 class LoadedBases:
     """Bases in memory, each loaded once in this process and checked after every job."""
 
-    def __init__(self, bases: dict[str, Base], dtype: str) -> None:
-        self._bases = bases
-        self._dtype = dtype
+    def __init__(self, bases: dict[str, Base], dtype: str, device: str = "cpu") -> None:
+        self._bases, self._dtype, self._device = bases, dtype, device
         self._views: dict[str, tuple[ModelView, str]] = {}
 
     def preload(self) -> None:
@@ -226,7 +225,7 @@ class LoadedBases:
             )
         if name not in self._views:
             base = self._bases[name]
-            model = load_model(base, self._dtype)
+            model = load_model(base, self._dtype, self._device)
             view = ModelView(model, load_tokenizer(base), base)
             self._views[name] = (view, weights_digest(model))
         return self._views[name][0]

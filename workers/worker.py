@@ -31,9 +31,10 @@ from rq.worker import Worker, WorkerStatus
 
 from registry.database import Database
 from registry.errors import InvalidRequest, Unavailable
+from registry.identity import claim_store, has_identity
 from registry.settings import Settings
 from registry.signing import Trust, signer_of
-from registry.stores import await_store
+from registry.stores import await_store, open_store
 from telemetry import traces
 from workers.connection import connect, wait_for_queue
 from workers.delivery import (
@@ -302,15 +303,22 @@ def work(settings: Settings) -> None:
             answer.
         InvalidRequest: one of them does not let this service in, the keys of signatures cannot be
             used, or traces are asked for that cannot be made.
+        Conflict: the artifacts are another registry's.
     """
     if (problem := traces.problem()) is not None:
         raise InvalidRequest(problem)
     if not settings.redis_url:
         raise Unavailable("a worker needs a queue: set REDIS_URL to the URL of its Redis or Valkey")
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     signer_of(settings)
-    Database(settings.sql_url, Trust.of(settings)).wait(settings.wait_seconds)
+    with contextlib.closing(Database(settings.sql_url, Trust.of(settings))) as database:
+        database.wait(settings.wait_seconds)
+        await_store(settings)
+        with database.read() as connection:
+            is_made = has_identity(connection)
+        if is_made:  # else by `errata serve`, which claims the store then
+            claim_store(database, open_store(settings))
     wait_for_queue(settings.redis_url, settings.wait_seconds)
-    await_store(settings)
     try:
         run = import_module("workers.run")
         worker = ErrataWorker(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
-from typing import Literal, TypeVar
+from collections.abc import Awaitable, Collection
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, Field
 from redis.exceptions import RedisError
@@ -20,6 +20,9 @@ from telemetry.logs import describe
 logger = logging.getLogger("errata.readiness")
 T = TypeVar("T")
 Part = Literal["database", "queue", "engine", "workers", "artifacts", "service"]
+PARTS: frozenset[Part] = frozenset(get_args(Part))
+#: Seconds that a part's good answer holds.
+KEEP_SECONDS = 1.0
 #: What is wrong with a part that answers with an error, and what to look at.
 CURES: dict[Part, str] = {
     "database": "takes no writing transaction; see ERRATA_DATABASE_URL, its disk and its locks",
@@ -42,7 +45,7 @@ class BaseReadiness(BaseModel):
 
 
 class Readiness(BaseModel):
-    ready: bool
+    ready: bool = Field(description="Whether the parts that were asked for are; by default all.")
     database: bool
     queue: bool
     engine: bool
@@ -53,17 +56,20 @@ class Readiness(BaseModel):
 
 
 class Readings:
-    """Asks all parts at once; each has ``PROBE_SECONDS``."""
+    """Asks all parts at once; each has ``PROBE_SECONDS``.
+
+    Nobody needs a key to ask, so that not every question writes, or goes over the network.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
-        self._database = Probe("database", services.database.check)
-        self._artifacts = Probe("artifacts", services.artifacts.check)
-        self._workers = Probe("workers", services.dispatcher.workers_ready)
+        self._database = Probe("database", services.database.check, keep=KEEP_SECONDS)
+        self._artifacts = Probe("artifacts", services.artifacts.check, keep=KEEP_SECONDS)
+        self._workers = Probe("workers", services.dispatcher.workers_ready, keep=KEEP_SECONDS)
         self._told: dict[Part, str] = {}
 
-    async def read(self) -> Readiness:
-        """How it stands now; a change is logged."""
+    async def read(self, parts: Collection[Part] = PARTS) -> Readiness:
+        """How it stands now, and whether these parts are ready; a change of any is logged."""
         reasons: dict[Part, str] = {}
         workers, status, *_ = await asyncio.gather(
             self._asked("queue", self._workers.answer(), reasons),
@@ -81,7 +87,7 @@ class Readings:
             reasons["service"] = "is stopping and takes no new requests"
         self._tell(reasons)
         return Readiness(
-            ready=not reasons,
+            ready=reasons.keys().isdisjoint(parts),
             database="database" not in reasons,
             queue="queue" not in reasons,
             engine="engine" not in reasons,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from pydantic import BaseModel
 
-from app.admin.readiness import Readiness, Readings
+from app.admin.readiness import PARTS, Part, Readiness, Readings
 from app.strict import Router
 
 router = Router(tags=["operations"])
@@ -24,9 +24,18 @@ async def healthz() -> Health:
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready."}})
-async def readyz(request: Request, response: Response) -> Readiness:
+async def readyz(
+    request: Request,
+    response: Response,
+    part: Annotated[
+        list[Part] | None,
+        Query(
+            description="Only whether these are ready; `engine` and `service` are this replica's."
+        ),
+    ] = None,
+) -> Readiness:
     """Whether database, queue, engine, workers and artifacts answer; 503 while one does not."""
     readings: Readings = request.app.state.readings
-    readiness = await readings.read()
+    readiness = await readings.read(part or PARTS)
     response.status_code = 200 if readiness.ready else 503
     return readiness

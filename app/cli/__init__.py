@@ -9,7 +9,10 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
+from app.cli.bench import bench
+from app.cli.options import names
 from registry import __version__
 from registry.errors import ErrataError
 from registry.settings import Settings
@@ -21,7 +24,6 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench = typer.Typer(help="Measure, and write the figures as JSON.", no_args_is_help=True)
 cli.add_typer(bench, name="bench")
 keys = typer.Typer(help="API keys: made, listed, revoked.", no_args_is_help=True)
 cli.add_typer(keys, name="keys")
@@ -30,9 +32,6 @@ cli.add_typer(signing, name="signing")
 
 Purpose = Literal["edits", "texts", "facts", "suite", "harm"]
 Format = Literal["peft", "huggingface", "errata"]
-Dtype = Literal["float32", "bfloat16"]
-Parts = Annotated[list[str] | None, typer.Option(help="Parts, by commas; all by default.")]
-Methods = Annotated[list[str] | None, typer.Option(help="Methods, by commas; all by default.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Log warnings only.")]
 
 
@@ -80,12 +79,9 @@ def worker(
     from workers.health import check as look
     from workers.worker import work
 
-    if check:
-        look(Settings())
-        return
     settings = Settings(log_level="WARNING") if quiet else Settings()
     _log(settings)
-    work(settings)
+    (look if check else work)(settings)
 
 
 @cli.command()
@@ -181,6 +177,14 @@ def gc(
             help="Seconds that what was put last stays; few only where no service runs.",
         ),
     ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Make the artifacts this registry's, if they were of one that is gone for good;"
+            " what only that one reached is deleted.",
+        ),
+    ] = False,
 ) -> None:
     """Delete artifacts that no version, file or unfinished job reaches any more.
 
@@ -188,7 +192,7 @@ def gc(
     """
     from app.cli.gc import run
 
-    run(Settings(), grace, dry_run)
+    run(Settings(), grace, dry_run, adopt)
 
 
 @cli.command()
@@ -234,6 +238,14 @@ def restore(
     name: Annotated[
         str | None, typer.Option("--backup", help="Which one; by default the newest.")
     ] = None,
+    adopt: Annotated[
+        bool,
+        typer.Option(
+            "--adopt",
+            help="Make the artifacts in ERRATA_ARTIFACTS the restored registry's, if they were of"
+            " one that is gone for good; what only that one reached is deleted.",
+        ),
+    ] = False,
 ) -> None:
     """Fill an empty registry (ERRATA_DATA, ERRATA_DATABASE_URL) with a backup.
 
@@ -243,7 +255,7 @@ def restore(
     """
     from app.cli.backups import restore as run
 
-    run(Settings(), folder, name)
+    run(Settings(), folder, name, adopt)
 
 
 @keys.command("create")
@@ -273,7 +285,7 @@ def create_key(
     create(
         Settings(),
         name,
-        _names(scope),
+        names(scope),
         tenant,
         expires,
         requests_per_minute=requests_per_minute,
@@ -341,107 +353,13 @@ def sign_versions(
     sign(Settings(), file, versions or [], every, tenant)
 
 
-@bench.command("editing")
-def bench_editing(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where a PNG goes.")] = None,
-    only: Parts = None,
-    methods: Methods = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
-    patience: Annotated[
-        float | None, typer.Option(help="Seconds for batches, and for sequences; 1000 by default.")
-    ] = None,
-) -> None:
-    """Every method on atlas's counterfactuals: alone, in one batch, in sequence; what time buys."""
-    from benchmarks.editing.run import main as measure
-
-    measure(json_file, plot_file, _names(only), _names(methods), threads, device, quick, patience)
-
-
-@bench.command("finetuning")
-def bench_finetuning(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where a PNG goes.")] = None,
-    only: Parts = None,
-    methods: Methods = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of a process.")] = 1,
-    jobs: Annotated[
-        int | None,
-        typer.Option(min=1, help="Methods at once, a process each; by default all cores' worth."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
-    keep: Annotated[
-        Path | None,
-        typer.Option(help="Where rows are kept as they are measured; a broken run goes on there."),
-    ] = None,
-) -> None:
-    """Every method on a new relation of atlas, and training without padding beside peers."""
-    from benchmarks.finetuning.run import main as measure
-
-    chosen = _names(only), _names(methods)
-    measure(json_file, plot_file, *chosen, threads, device, quick, jobs, keep)
-
-
-@bench.command("load")
-def bench_load(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
-    minutes: Annotated[float, typer.Option(min=1, help="How long the streams run.")] = 10.0,
-    streams: Annotated[int, typer.Option(min=1, help="How many ask at once.")] = 64,
-    quick: Annotated[bool, typer.Option(help="Seconds, few streams: the figures mean nothing.")] = (
-        False
-    ),
-) -> None:
-    """A whole service for minutes: streams over HTTP, edits and moves all the while; its memory."""
-    from benchmarks.load.run import main as measure
-
-    measure(json_file, minutes, streams, quick)
-
-
-@bench.command("merging")
-def bench_merging(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
-    only: Parts = None,
-    methods: Methods = None,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
-    device: Annotated[str, typer.Option(help="Where the base stands: cpu, cuda.")] = "cpu",
-    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
-) -> None:
-    """Every merge of versions that learnt apart and of sets of edits; exports beside peft."""
-    from benchmarks.merging.run import main as measure
-
-    measure(json_file, _names(only), _names(methods), threads, device, quick)
-
-
-@bench.command("serving")
-def bench_serving(
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Where a PNG goes.")] = None,
-    only: Parts = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of the engine and its peers.")] = 2,
-    dtype: Annotated[Dtype, typer.Option(help="Of the engine and its peers.")] = "float32",
-    quick: Annotated[bool, typer.Option(help="Tiny sizes: the figures mean nothing.")] = False,
-) -> None:
-    """The engine beside its peers: prefill, generation, many versions, HTTP, swaps."""
-    from benchmarks.serving.run import main as measure
-
-    measure(json_file, plot_file, _names(only), threads, dtype, quick)
-
-
 def main() -> None:
     """Entry of the ``errata`` command; an expected error is one line, not a traceback."""
     try:
         cli()
     except ErrataError as error:
-        Console(stderr=True).print(f"[red]errata:[/red] {error.message}", highlight=False)
+        Console(stderr=True).print(f"[red]errata:[/red] {escape(error.message)}", highlight=False)
         sys.exit(1)
-
-
-def _names(given: list[str] | None) -> list[str]:
-    """What an option names that takes names by commas and may be given more than once."""
-    return [name.strip() for text in given or [] for name in text.split(",") if name.strip()]
 
 
 def _log(settings: Settings) -> None:

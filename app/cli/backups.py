@@ -48,7 +48,7 @@ def check(folder: Path) -> None:
             console.print(f"{name}: whole, {made.artifacts.rows} artifacts")
 
 
-def restore(settings: Settings, folder: Path, name: str | None) -> None:
+def restore(settings: Settings, folder: Path, name: str | None, adopt: bool) -> None:
     """Restore a backup, the newest by default, into the empty registry of the settings."""
     console = Console(highlight=False, soft_wrap=True)
     backups = Backups(folder)
@@ -58,16 +58,16 @@ def restore(settings: Settings, folder: Path, name: str | None) -> None:
         try:
             with console.status("reading") as status:
                 store = open_store(settings)
-                restore_backup(backups, chosen, database, store, status.update)
+                restore_backup(backups, chosen, database, store, status.update, adopt=adopt)
         finally:
             database.close()
     console.print(f"{chosen.name} restored: {chosen.artifacts.rows} artifacts")
     found = _digests(settings)
-    for base, digest in chosen.bases.items():
-        if found.get(base) != digest:
+    for base in chosen.bases:
+        if found.get(base.name) != base.digest:
             console.print(
-                f"base {base!r} with digest {digest[:12]}… is not among ERRATA_BASES here: until it"
-                " is, its versions answer 503"
+                f"base {base.name!r} with digest {base.digest[:12]}… is not among ERRATA_BASES"
+                " here: until it is, its versions answer 503"
             )
 
 

@@ -30,7 +30,7 @@ def run(settings: Settings, folder: Path) -> None:
     put, damaged = 0, []
     for digest in source.digests():
         try:
-            store.put_chunks(source.chunks(digest))
+            store.copy(source, digest)
             put += 1
         except ArtifactCorrupt as error:
             damaged.append(error.message)

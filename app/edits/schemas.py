@@ -143,8 +143,8 @@ class CreateEdit(Request):
         None,
         ge=1,
         le=10_000,
-        description="Check the guards after this many edits, and stop at the last good point; at"
-        " the end alone by default.",
+        description="Check the guards whenever this many edits more are made, at the end of a batch"
+        " (none is larger), and stop at the last good point; at the end alone by default.",
     )
     activate: bool = Field(True, description="Move the endpoint to the new version.")
     on_conflict: Literal["keep", "rerun"] = Field(

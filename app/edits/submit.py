@@ -15,6 +15,7 @@ from app.submission import (
     guard_files,
     guard_request,
     head_of,
+    named_by,
     prepare_missing,
     read_edit_rows,
     read_rows,
@@ -40,12 +41,13 @@ def check_request(services: Services, caller: Caller, body: CreateEdit) -> Submi
         ErrataError: names the field that is wrong; nothing is left behind.
     """
     entry = find_method(body.method)
-    if entry.replaces and body.batch_size is not None:
-        raise UnprocessableRequest(
-            f"method {entry.name!r} replaces what a layer says, so that its batches do not make one"
-            " delta; leave batch_size out",
-            param="batch_size",
-        )
+    for name in ("batch_size", "check_every"):
+        if entry.replaces and getattr(body, name) is not None:
+            raise UnprocessableRequest(
+                f"method {entry.name!r} replaces what a layer says, so that its batches do not make"
+                f" one delta; leave {name} out",
+                param=name,
+            )
     named = NamedFiles(
         {
             "file": (body.file, "edits"),
@@ -100,7 +102,8 @@ def check_request(services: Services, caller: Caller, body: CreateEdit) -> Submi
 
 def _parent(connection: Connection, caller: Caller, body: CreateEdit) -> Version:
     if body.endpoint is None:
-        return versions.get_ready_version(connection, caller.tenant, body.parent or "")
+        with named_by("parent"):
+            return versions.get_ready_version(connection, caller.tenant, body.parent or "")
     head = head_of(connection, caller, body.endpoint, "endpoint")
     return versions.get_ready_version(connection, caller.tenant, head.id)
 

@@ -99,7 +99,12 @@ def put_endpoint(
         with services.moving() as connection:
             _force(connection, caller, body)
             endpoint = endpoints.create_endpoint(
-                connection, caller.tenant, name, body.state, actor=caller.actor
+                connection,
+                caller.tenant,
+                name,
+                body.state,
+                actor=caller.actor,
+                message=body.message,
             )
         response.status_code = status.HTTP_201_CREATED
         return _with_etag(endpoint, response)
@@ -107,6 +112,7 @@ def put_endpoint(
         raise precondition_required()
     generation = _generation(if_match)
     with services.moving() as connection:
+        endpoints.endpoint_at(connection, caller.tenant, name, generation)
         _force(connection, caller, body)
         endpoint = endpoints.move_endpoint(
             connection,
@@ -146,7 +152,7 @@ def promote_endpoint(
     body = body or PromoteBody()
     generation = _generation(if_match)
     with services.moving() as connection:
-        endpoint = endpoints.get_endpoint(connection, caller.tenant, name)
+        endpoint = endpoints.endpoint_at(connection, caller.tenant, name, generation)
         names = [target.version for target in endpoint.state]
         chosen = body.version or names[-1]
         if len(names) == 1 or chosen not in names:

@@ -12,6 +12,7 @@ from app.submission import (
     NamedFiles,
     Submit,
     check_harm_file,
+    check_suite_file,
     named_version,
     prepare_missing,
     read_edit_rows,
@@ -47,6 +48,7 @@ def check_request(services: Services, caller: Caller, body: CreateEvaluation) ->
     if body.edits is not None or body.file is not None:
         check_measured(base, edits)
     check_harm_file(services, base, "harm", rows)
+    check_suite_file(services, base, "suite", rows)
     stored = services.artifacts.put(canonical_json([e.to_json() for e in edits])) if edits else None
     request: dict[str, Any] = {
         "edits": stored,

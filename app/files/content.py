@@ -8,11 +8,13 @@ from app.services import Services
 from registry.files import File
 
 
-def content(services: Services, file: File, name: str) -> StreamingResponse:
+def content(
+    services: Services, file: File, name: str, media_type: str = "application/octet-stream"
+) -> StreamingResponse:
     """The file's bytes, to be saved under a name that the service chose."""
     return StreamingResponse(
         services.artifacts.chunks(file.content),
-        media_type="application/octet-stream",
+        media_type=media_type,
         headers={
             "Content-Length": str(file.size),
             "Content-Disposition": f'attachment; filename="{name}"',

@@ -6,7 +6,7 @@ import re
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import File, Form, Query, Response, UploadFile, status
+from fastapi import Depends, File, Form, Query, Request, Response, UploadFile, status
 from fastapi.responses import StreamingResponse
 
 from app.files.content import content
@@ -20,7 +20,7 @@ from app.files.schemas import (
     file_body,
 )
 from app.jobs.schemas import JobBody
-from app.schemas import Limit, ListOf, Name
+from app.schemas import Limit, ListOf, Name, unsupported
 from app.services import CallerDep, ServicesDep
 from app.strict import Router
 from app.submission import SubmissionDep
@@ -40,7 +40,13 @@ CONTENT: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("")
+async def never_expires(request: Request) -> None:
+    """Refuse ``expires_after[anchor]`` and the like: a file stays until it is deleted."""
+    if any(name.partition("[")[0] == "expires_after" for name in await request.form()):
+        raise unsupported("expires_after")
+
+
+@router.post("", dependencies=[Depends(never_expires)])
 def create_file(
     services: ServicesDep,
     caller: CallerDep,
@@ -95,8 +101,11 @@ def list_files(
     purpose: Annotated[str | None, Query(max_length=64)] = None,
     after: Annotated[str | None, Query(description="The last id of the page before.")] = None,
     limit: Limit = 20,
+    order: Annotated[str, Query(max_length=64, json_schema_extra={"enum": ["desc"]})] = "desc",
 ) -> ListOf[FileBody]:
     """Files, newest first."""
+    if order != "desc":
+        raise unsupported("order", neutral=True)
     with services.database.read() as connection:
         page = files.list_files(
             connection, caller.tenant, purpose=purpose, after=after, limit=limit

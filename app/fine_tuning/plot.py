@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from registry.curves import Measured
+
 Point = tuple[float, float]
 
 #: What each panel shows, and the names that are drawn in it where they were measured.
@@ -21,7 +23,7 @@ POINTS = 600
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 220, 70, 20, 34, 34
 
 
-def draw(steps: Mapping[int, Mapping[str, float]], title: str) -> str:
+def draw(steps: Mapping[int, Measured], title: str) -> str:
     """Curves by step, as ``registry.curves.curves`` gives them -> an SVG document."""
     panels = []
     for label, names in PANELS:
@@ -42,9 +44,9 @@ def draw(steps: Mapping[int, Mapping[str, float]], title: str) -> str:
     )
 
 
-def _points(steps: Mapping[int, Mapping[str, float]], name: str) -> list[Point]:
-    found = [(float(step), row[name]) for step, row in steps.items() if name in row]
-    finite = [point for point in found if math.isfinite(point[1])]
+def _points(steps: Mapping[int, Measured], name: str) -> list[Point]:
+    found = [(float(step), row.get(name)) for step, row in steps.items()]
+    finite = [(step, value) for step, value in found if value is not None and math.isfinite(value)]
     every = -(-len(finite) // POINTS) or 1
     return finite[::every] if len(finite) < 2 else [*finite[:-1:every], finite[-1]]
 

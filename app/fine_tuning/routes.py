@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Query, Response
+from fastapi import Query, Request, Response
 from sqlalchemy import Connection
 
 from app.fine_tuning.plot import draw
@@ -18,7 +18,7 @@ from app.fine_tuning.schemas import (
     fine_tuning_body,
 )
 from app.fine_tuning.submit import check_request
-from app.schemas import Limit, ListOf, Name
+from app.schemas import Limit, ListOf, Name, unsupported
 from app.services import Caller, CallerDep, ServicesDep
 from app.strict import Router
 from app.submission import SubmissionDep
@@ -56,19 +56,27 @@ def create_job(
 
 @router.get("")
 def list_jobs(
-    services: ServicesDep, caller: CallerDep, after: After = None, limit: Limit = 20
+    request: Request,
+    services: ServicesDep,
+    caller: CallerDep,
+    after: After = None,
+    limit: Limit = 20,
 ) -> ListOf[FineTuningBody]:
     """Fine-tuning jobs, newest first."""
+    for name in request.query_params:
+        if name.partition("[")[0] == "metadata":
+            raise unsupported("metadata")
     with services.database.read() as connection:
         page = jobs.list_jobs(connection, caller.tenant, kind=KIND, after=after, limit=limit)
-    return ListOf(data=[fine_tuning_body(job) for job in page.items], has_more=page.has_more)
+        data = [fine_tuning_body(connection, job) for job in page.items]
+    return ListOf(data=data, has_more=page.has_more)
 
 
 @router.get("/{job_id}")
 def get_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTuningBody:
     """One job: its status, and the version that it made."""
     with services.database.read() as connection:
-        return fine_tuning_body(_job(connection, caller, job_id))
+        return fine_tuning_body(connection, _job(connection, caller, job_id))
 
 
 @router.get("/{job_id}/events")
@@ -127,9 +135,8 @@ def cancel_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTu
     """Cancel a queued or paused job at once; ask a running one to stop at its next step."""
     with services.database.write() as connection:
         _job(connection, caller, job_id)
-        return fine_tuning_body(
-            jobs.cancel_job(connection, caller.tenant, job_id, actor=caller.actor)
-        )
+        job = jobs.cancel_job(connection, caller.tenant, job_id, actor=caller.actor)
+        return fine_tuning_body(connection, job)
 
 
 @router.post("/{job_id}/pause")
@@ -137,9 +144,8 @@ def pause_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTun
     """Pause a queued job at once; ask a running one to keep its state and stop."""
     with services.database.write() as connection:
         _job(connection, caller, job_id)
-        return fine_tuning_body(
-            jobs.pause_job(connection, caller.tenant, job_id, actor=caller.actor)
-        )
+        job = jobs.pause_job(connection, caller.tenant, job_id, actor=caller.actor)
+        return fine_tuning_body(connection, job)
 
 
 @router.post("/{job_id}/resume")
@@ -147,9 +153,8 @@ def resume_job(job_id: Name, services: ServicesDep, caller: CallerDep) -> FineTu
     """Queue a paused job again; it goes on from where it stood."""
     with services.database.write() as connection:
         _job(connection, caller, job_id)
-        return fine_tuning_body(
-            jobs.resume_job(connection, caller.tenant, job_id, actor=caller.actor)
-        )
+        job = jobs.resume_job(connection, caller.tenant, job_id, actor=caller.actor)
+        return fine_tuning_body(connection, job)
 
 
 def _job(connection: Connection, caller: Caller, job_id: str) -> Job:

@@ -6,12 +6,14 @@ import time
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy import Connection
 
 from app.edits.schemas import Guards
 from app.schemas import Message, Name, Request
 from registry.checkpoints import Checkpoint
-from registry.files import result_file_id
-from registry.jobs import ENDED, PAUSED, QUEUED, RUNNING, Event, Job
+from registry.curves import first_measured
+from registry.files import result_files
+from registry.jobs import RUNNING, Event, Job
 from workers.preprocessing import Preprocessing
 
 Status = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -113,7 +115,7 @@ class CheckpointBody(BaseModel):
     metrics: dict[str, Any]
 
 
-def fine_tuning_body(job: Job) -> FineTuningBody:
+def fine_tuning_body(connection: Connection, job: Job) -> FineTuningBody:
     request = job.request
     error = None
     if job.error is not None:
@@ -139,10 +141,10 @@ def fine_tuning_body(job: Job) -> FineTuningBody:
         },
         preprocessing=request["preprocessing"],
         trained_tokens=(job.metrics or {}).get("trained_tokens"),
-        result_files=[] if job.metrics is None else [result_file_id(job.id)],
+        result_files=result_files(connection, job),
         error=error,
         seed=request["seed"],
-        estimated_finish=_estimate(job),
+        estimated_finish=_estimate(connection, job),
         suffix=request["suffix"],
         metadata=request["metadata"],
         metrics=None if job.metrics is None else dict(job.metrics),
@@ -188,10 +190,11 @@ def _told(event: Event) -> str:
     return str(event.data.get("message", event.type))
 
 
-def _estimate(job: Job) -> int | None:
-    if job.status in (*ENDED, QUEUED, PAUSED) or job.status != RUNNING:
+def _estimate(connection: Connection, job: Job) -> int | None:
+    """When a job ends that goes on as since its attempt's first step; None before the second."""
+    first = first_measured(connection, job.id) if job.status == RUNNING else None
+    if first is None or job.done <= first.data["done"]:
         return None
-    if job.started_at is None or not job.done or not job.total:
-        return None
-    spent = time.time() - job.started_at
-    return int(job.started_at + spent * job.total / job.done)
+    now = time.time()
+    each = (now - first.created_at) / (job.done - first.data["done"])
+    return int(now + each * (job.total - job.done))

@@ -123,7 +123,12 @@ def check_replay(services: Services, caller: Caller, name: str, body: Replay) ->
         if _check_onto(connection, caller, base, body.onto) is None:
             state = (Target(VersionManifest(base.ref).id),)
             endpoints.create_endpoint(
-                connection, caller.tenant, body.onto, state, actor=caller.actor
+                connection,
+                caller.tenant,
+                body.onto,
+                state,
+                actor=caller.actor,
+                message=body.message,
             )
         return jobs.submit_job(
             connection,
@@ -273,14 +278,23 @@ def _needed(services: Services, base: Base, again: Sequence[Version]) -> frozens
                 entry = find_tuning(recipe["method"])
                 rows = read_rows(services, recipe["rows"])
                 check_rows("rows", rows, entry.rows, base, recipe["options"].get("reward"))
-        except UnprocessableRequest as error:
-            raise UnprocessableRequest(
-                f"version {version.id} cannot be made anew on base {base.name!r}: {error.message};"
-                " take it out first (POST /v1/versions/{id}/revert)",
-                param=error.param,
-                code="not_replayable",
-            ) from error
+        except (UnprocessableRequest, NotFound) as error:
+            raise _not_replayable(version, base, error.message, error.param) from error
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            why = f"its recipe, which came from elsewhere, cannot be read ({error!r:.200})"
+            raise _not_replayable(version, base, why, None) from error
     return frozenset(needed)
+
+
+def _not_replayable(
+    version: Version, base: Base, why: str, param: str | None
+) -> UnprocessableRequest:
+    return UnprocessableRequest(
+        f"version {version.id} cannot be made anew on base {base.name!r}: {why};"
+        " take it out first (POST /v1/versions/{id}/revert)",
+        param=param,
+        code="not_replayable",
+    )
 
 
 def _needed_by_edit(services: Services, base: Base, recipe: Mapping[str, Any]) -> frozenset[str]:

@@ -20,11 +20,15 @@ from serving.protocol import Proxy, VersionRef
 
 @dataclass(frozen=True)
 class Resolved:
-    """The version that serves a request, and the generation of the endpoint that named it."""
+    """The version that serves a request, and the generation of the endpoint that named it.
+
+    ``created_at``: when what ``model`` names was made; 0 for a base.
+    """
 
     model: str
     manifest: VersionManifest
     generation: int | None
+    created_at: float
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,16 @@ def resolve(
         base = bases.get(model.removeprefix("base_"))
         if base is None:
             raise _no_model(model, param)
-        return Resolved(model, VersionManifest(base.ref), None)
+        return Resolved(model, VersionManifest(base.ref), None, 0.0)
     if model.startswith("ver_"):
-        version_id, generation = model, None
+        version_id, generation, created_at = model, None, None
     else:
         try:
             endpoint = endpoints.get_endpoint(connection, tenant, model)
         except NotFound:
             raise _no_model(model, param) from None
         version_id, generation = choose(endpoint, user), endpoint.generation
+        created_at = endpoint.created_at
     try:
         version = versions.get_version(connection, tenant, version_id)
     except NotFound:
@@ -110,7 +115,8 @@ def resolve(
         raise Gone(f"version {version_id!r} was deleted", code="version_deleted", param=param)
     base_of(bases, version_id, version.manifest.base)
     check_servable(connection, tenant, version.manifest)
-    return Resolved(model, version.manifest, generation)
+    made = version.created_at if created_at is None else created_at
+    return Resolved(model, version.manifest, generation, made)
 
 
 def choose(endpoint: Endpoint, user: str) -> str:

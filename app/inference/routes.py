@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Literal
 
@@ -20,12 +20,14 @@ from app.schemas import ListOf, Name
 from app.services import Caller, CallerDep, Services, ServicesDep
 from app.strict import Router
 from registry import endpoints
-from registry.errors import ErrataError
+from registry.bases import Base
+from registry.errors import ErrataError, InvalidRequest
 from registry.manifests import VersionManifest
 from serving.protocol import GenerateRequest, Piece, Usage, VersionRef
 
 router = Router(prefix="/v1", tags=["inference"])
 MAX_LISTED = 1000
+BASES_OWNER = "errata"
 #: The status of an answer that nobody waits for any more.
 CLIENT_GONE = 499
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -64,7 +66,7 @@ def list_models(services: ServicesDep, caller: CallerDep) -> ListOf[ModelBody]:
         ModelBody(
             id=f"base_{base.name}",
             created=0,
-            owned_by="errata",
+            owned_by=BASES_OWNER,
             version=VersionManifest(base.ref).id,
             generation=None,
         )
@@ -79,8 +81,8 @@ def get_model(model: Name, services: ServicesDep, caller: CallerDep) -> ModelBod
     resolved = _resolve(services, caller, model, "")
     return ModelBody(
         id=model,
-        created=0,
-        owned_by=caller.tenant,
+        created=int(resolved.created_at),
+        owned_by=BASES_OWNER if model.startswith("base_") else caller.tenant,
         version=resolved.manifest.id,
         generation=resolved.generation,
     )
@@ -93,20 +95,20 @@ async def create_completion(
     """Continue one or several prompts."""
     body.check_unsupported()
     prompts = body.prompts()
-    max_tokens = 16 if body.max_tokens is None else body.max_tokens
-    sampling = [body.sampling(i, max_tokens, body.logprobs) for i in range(body.samples)]
+    sampling = body.sampling(16 if body.max_tokens is None else body.max_tokens, body.logprobs)
     admitted = await _admitted(body, services, caller)
+    _check_lengths(prompts, services.bases[admitted.resolved.manifest.base.name])
     requests = [
         GenerateRequest(
             VersionRef.of(admitted.resolved.manifest),
-            params,
+            sampling,
             **prompt,
             echo=bool(body.echo),
             proxy=admitted.proxy,
             tenant=caller.tenant,
+            samples=body.samples,
         )
         for prompt in prompts
-        for params in sampling
     ]
     shape = TextShape(admitted)
     return await _answer(body, request, services, caller, shape, requests, body.logprobs)
@@ -121,19 +123,17 @@ async def create_chat_completion(
     body.check_samples(1)
     messages = tuple(message.as_text(index) for index, message in enumerate(body.messages))
     logprobs = body.logprob_count
-    sampling = [body.sampling(i, body.token_limit, logprobs) for i in range(body.samples)]
+    sampling = body.sampling(body.token_limit, logprobs)
     admitted = await _admitted(body, services, caller)
-    requests = [
-        GenerateRequest(
-            VersionRef.of(admitted.resolved.manifest),
-            params,
-            messages=messages,
-            proxy=admitted.proxy,
-            tenant=caller.tenant,
-        )
-        for params in sampling
-    ]
-    return await _answer(body, request, services, caller, ChatShape(admitted), requests, logprobs)
+    asked = GenerateRequest(
+        VersionRef.of(admitted.resolved.manifest),
+        sampling,
+        messages=messages,
+        proxy=admitted.proxy,
+        tenant=caller.tenant,
+        samples=body.samples,
+    )
+    return await _answer(body, request, services, caller, ChatShape(admitted), [asked], logprobs)
 
 
 def _resolve(services: Services, caller: Caller, model: str, user: str) -> Resolved:
@@ -153,6 +153,18 @@ async def _admitted(body: InferenceRequest, services: Services, caller: Caller) 
     return await run_in_threadpool(find)
 
 
+def _check_lengths(prompts: Sequence[Mapping[str, Any]], base: Base) -> None:
+    """Raises InvalidRequest for more token ids than the base reads, before they travel."""
+    for prompt in prompts:
+        if (tokens := len(prompt.get("prompt_tokens", ()))) > base.context_length:
+            raise InvalidRequest(
+                f"the prompt has {tokens} tokens, more than {base.context_length}, the model's"
+                " context length; shorten the prompt",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+
 async def _answer(
     body: InferenceRequest,
     request: Request,
@@ -166,6 +178,7 @@ async def _answer(
     seconds = body.seconds(services.settings.request_seconds)
     pieces = services.limiter.metered(
         caller.key,
+        requests,
         observed(
             services.meters,
             requests[0].version.base,
@@ -173,13 +186,14 @@ async def _answer(
         ),
     )
     headers = shape.admitted.headers
+    count = len(requests) * body.samples
     if body.stream:
         first = await unless_gone(request, anext(pieces))
         if first is None:
             return Response(status_code=CLIENT_GONE)
-        events = _events(body, shape, len(requests), first, pieces)
+        events = _events(body, shape, count, first, pieces)
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
-    completions = await unless_gone(request, _whole(pieces, len(requests)))
+    completions = await unless_gone(request, _whole(pieces, count))
     if completions is None:
         return Response(status_code=CLIENT_GONE)
     usage = total_usage([completion.usage for completion in completions], body.samples)
@@ -187,10 +201,8 @@ async def _answer(
     return JSONResponse(shape.whole(chosen, usage, logprobs is not None), headers=headers)
 
 
-async def _whole(
-    pieces: AsyncGenerator[tuple[int, Piece], None], requests: int
-) -> list[Completion]:
-    completions = [Completion() for _ in range(requests)]
+async def _whole(pieces: AsyncGenerator[tuple[int, Piece], None], count: int) -> list[Completion]:
+    completions = [Completion() for _ in range(count)]
     async with aclosing(pieces):
         async for index, piece in pieces:
             completions[index].add(piece)
@@ -200,13 +212,13 @@ async def _whole(
 async def _events(
     body: InferenceRequest,
     shape: TextShape,
-    requests: int,
+    count: int,
     first: tuple[int, Piece],
     pieces: AsyncGenerator[tuple[int, Piece], None],
 ) -> AsyncIterator[bytes]:
     """The chunks as server-sent events."""
-    usages = [Usage(0, 0)] * requests
-    events = [ChunkEvents(shape, index) for index in range(requests)]
+    usages = [Usage(0, 0)] * count
+    events = [ChunkEvents(shape, index) for index in range(count)]
     async with aclosing(pieces):
         for choice in events:
             if choice.opening:

@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.schemas import BEYOND
-from registry.errors import UnprocessableRequest, UnsupportedParameter
+from app.schemas import BEYOND, unsupported
+from registry.errors import UnprocessableRequest
 from serving.protocol import (
     MAX_BIAS,
     MAX_BIASES,
@@ -140,12 +140,7 @@ class InferenceRequest(BaseModel):
         """Raises UnsupportedParameter for what this engine would have to ignore."""
         for name, value in (self.model_extra or {}).items():
             if value not in self.neutral.get(name, ()):
-                raise UnsupportedParameter(
-                    f"{name} is not supported here"
-                    + (" at other values than its default" if name in self.neutral else "")
-                    + "; leave it out",
-                    param=name,
-                )
+                raise unsupported(name, neutral=name in self.neutral)
 
     @property
     def include_usage(self) -> bool:
@@ -190,19 +185,18 @@ class InferenceRequest(BaseModel):
                 param=param,
             )
 
-    def sampling(self, index: int, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """The parameters of sample ``index``; samples of one seeded request differ."""
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """How the completions are sampled."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if logprobs is None and self.samples > self.choices:
             logprobs = 0  # the samples are ranked by them
-        seed = None if self.seed is None else (self.seed + index + 2**63) % 2**64 - 2**63
         return SamplingParams(
             max_tokens=max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
             top_k=self.top_k,
             stop=tuple(stops),
-            seed=seed,
+            seed=self.seed,
             logprobs=logprobs,
             ignore_eos=self.ignore_eos,
             min_p=self.min_p,
@@ -250,15 +244,33 @@ class CompletionRequest(InferenceRequest):
         return prompts
 
 
+#: What a message's further fields, such as ``tool_calls``, may hold.
+NOTHING: tuple[Any, ...] = (None, "", [], {})
+
+
 class ChatMessage(BaseModel):
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        json_schema_extra={"additionalProperties": {"enum": list(NOTHING)}},
+    )
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[dict[str, Any]], Field(max_length=1000)]
     name: str | None = None
+    refusal: Any = None
+    annotations: Any = None
 
     def as_text(self, index: int) -> dict[str, str]:
-        """The message as chat templates take it; content parts must be text."""
+        """The message as chat templates take it; content parts must be text.
+
+        Raises:
+            UnprocessableRequest: they are not.
+            UnsupportedParameter: the message has more than text, such as calls of tools.
+        """
+        for name, value in (self.model_extra or {}).items():
+            if value not in NOTHING:
+                raise unsupported(f"messages.{index}.{name}")
         if isinstance(self.content, str):
             text = self.content
         else:

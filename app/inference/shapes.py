@@ -163,11 +163,10 @@ def as_event(body: dict[str, Any]) -> bytes:
 
 def _text_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {
-        "tokens": [entry.text for entry in logprobs],
+        "tokens": [_name(entry) for entry in logprobs],
         "token_logprobs": [entry.logprob for entry in logprobs],
         "top_logprobs": [
-            None if entry.logprob is None else {t.text: t.logprob for t in entry.top}
-            for entry in logprobs
+            None if entry.logprob is None else _likeliest(entry.top) for entry in logprobs
         ],
         "text_offset": [entry.offset for entry in logprobs],
     }
@@ -176,9 +175,9 @@ def _text_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
 def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     def shown(entry: TokenLogprob | TopLogprob) -> dict[str, Any]:
         return {
-            "token": entry.text,
+            "token": _name(entry),
             "logprob": entry.logprob,
-            "bytes": list(entry.text.encode()),
+            "bytes": list(_bytes(entry)),
         }
 
     return {
@@ -187,3 +186,21 @@ def _chat_logprobs(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
         ],
         "refusal": None,
     }
+
+
+def _bytes(entry: TokenLogprob | TopLogprob) -> bytes:
+    return entry.text.encode(errors="surrogateescape")
+
+
+def _name(entry: TokenLogprob | TopLogprob) -> str:
+    """A token's text; as OpenAI does, its bytes where they are no whole characters."""
+    text = _bytes(entry).decode(errors="backslashreplace")
+    return text if text == entry.text else f"bytes:{text}"
+
+
+def _likeliest(top: Sequence[TopLogprob]) -> dict[str, float]:
+    """By name, the first of each: several tokens may have one text."""
+    named: dict[str, float] = {}
+    for entry in top:
+        named.setdefault(_name(entry), entry.logprob)
+    return named

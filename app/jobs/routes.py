@@ -118,10 +118,11 @@ async def _stream(
             after = event.seq
             data = json.dumps({**asdict(event)["data"], "created_at": event.created_at})
             yield f"id: {event.seq}\nevent: {event.type}\ndata: {data}\n\n"
-        if status in jobs.ENDED and not events:
+        has_ended = status in jobs.ENDED
+        if has_ended and not events:
             return
         gate = services.gate
-        if gate.expired or (gate.stopping and status != jobs.RUNNING):
+        if not has_ended and (gate.expired or (gate.stopping and status != jobs.RUNNING)):
             yield f"event: error\ndata: {json.dumps({'error': stopped().body()})}\n\n"
             return
         quiet = 0.0 if events else quiet + POLL_SECONDS

@@ -61,7 +61,6 @@ class JobBody(BaseModel):
 
 
 def job_body(connection: Connection, job: Job) -> JobBody:
-    left = files.find_result_file(connection, job) if job.ended else None
     return JobBody(
         id=job.id,
         kind=job.kind,
@@ -78,7 +77,7 @@ def job_body(connection: Connection, job: Job) -> JobBody:
         metrics=None if job.metrics is None else dict(job.metrics),
         guards=[GuardBody(**guard) for guard in job.guards or ()],
         warnings=list(job.request.get("warnings") or ()),
-        result_files=[] if left is None else [left.id],
+        result_files=files.result_files(connection, job),
         error=None if job.error is None else dict(job.error),
         attempts=[AttemptBody(**attempt) for attempt in attempts.attempts(connection, job.id)],
         created_at=int(job.created_at),

@@ -7,7 +7,14 @@ from typing import Any
 from sqlalchemy import Connection
 
 from app.services import Caller, Services
-from app.submission import NamedFiles, Submit, guard_files, guard_request, prepare_missing
+from app.submission import (
+    NamedFiles,
+    Submit,
+    guard_files,
+    guard_request,
+    named_by,
+    prepare_missing,
+)
 from app.versions.schemas import ExportOptions, ImportVersion
 from registry import files, jobs, versions
 from registry.bases import Base, base_of
@@ -115,7 +122,8 @@ def check_import(services: Services, caller: Caller, body: ImportVersion) -> Sub
 def _parent(connection: Connection, caller: Caller, body: ImportVersion) -> Version | None:
     if body.parent is None:
         return None
-    return versions.get_ready_version(connection, caller.tenant, body.parent)
+    with named_by("parent"):
+        return versions.get_ready_version(connection, caller.tenant, body.parent)
 
 
 def _base(services: Services, body: ImportVersion, parent: Version | None, upload: Upload) -> Base:

@@ -15,7 +15,7 @@ from app.jobs.schemas import JobBody, job_body
 from app.schemas import Limit, ListOf, Name
 from app.services import CallerDep, ServicesDep
 from app.strict import Router
-from app.submission import SubmissionDep
+from app.submission import SubmissionDep, check_room
 from app.versions.envelopes import read_envelope
 from app.versions.exchange import check_export, check_import, find_export
 from app.versions.graph import DOT, as_dot, edges
@@ -149,9 +149,11 @@ def get_export(
         submit = check_export(services, caller, version_id, asked)
         with services.database.write() as connection:
             job, file = find_export(connection, caller, version_id, asked)
-            job = job or submit(connection)
+            if job is None:
+                check_room(connection, services, caller)
+                job = submit(connection)
     if file is not None:
-        return content(services, file, file.filename)
+        return content(services, file, file.filename, "application/zip")
     if job.status == jobs.FAILED:
         error = job.error or {}
         raise UnprocessableRequest(

@@ -27,8 +27,9 @@ Address: TypeAlias = IPv4Address | IPv6Address
 #: What of IPv6 is given out at all, and within it what stands for an address of IPv4.
 GLOBAL_UNICAST = IPv6Network("2000::/3")
 EMBEDDING = tuple(map(IPv6Network, ("2001::/32", "2002::/16")))  # Teredo, 6to4
-#: 6to4's relays: public by the register, and a way into IPv6's 2002::/16.
-RELAYS = ip_network("192.88.99.0/24")
+#: Public by the register, or by that of older Pythons: 6to4's relays, a way into IPv6's 2002::/16;
+#: addresses of protocols; what Azure's machines ask their host at.
+SPECIAL = tuple(map(ip_network, ("192.88.99.0/24", "192.0.0.0/24", "168.63.129.16/32")))
 #: Names that are being looked up at once; one that does not come blocks no others.
 LOOKUPS = 64
 
@@ -36,13 +37,13 @@ LOOKUPS = 64
 def is_public(address: Address) -> bool:
     """Whether an address is one of the Internet's, a single machine's, and no other in disguise.
 
-    Private, loopback, link-local, multicast, reserved and unspecified addresses are not, nor those
-    of IPv6 that carry one of IPv4 (mapped, NAT64, 6to4, Teredo).
+    Private, loopback, link-local, multicast, reserved, unspecified and ``SPECIAL`` addresses are
+    not, nor those of IPv6 that carry one of IPv4 (mapped, NAT64, 6to4, Teredo).
     """
     if isinstance(address, IPv6Address):
         if address not in GLOBAL_UNICAST or any(address in net for net in EMBEDDING):
             return False
-    elif address in RELAYS:
+    elif any(address in net for net in SPECIAL):
         return False
     return address.is_global and not (
         address.is_multicast
@@ -99,6 +100,19 @@ class Addresses:
         raise UnprocessableRequest(f"the URL {wrong}", param="url", code="webhook_url_not_allowed")
 
 
+class NotReachable(httpcore.ConnectError):
+    """A host that is not found, or has no address that may be reached.
+
+    It is not told which: that would tell what names there are around this machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "its host was not found, or has no public address; ERRATA_WEBHOOK_ALLOW lists hosts"
+            " and networks that may be reached all the same"
+        )
+
+
 class GuardedBackend(httpcore.AsyncNetworkBackend):
     """Connects to addresses that may be reached, and to no others."""
 
@@ -115,13 +129,10 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Raises ConnectError: there is no such host, it may not be reached, or does not answer."""
+        """Raises NotReachable, or ConnectError: it does not answer."""
         found = await self._resolve(host, port)
         allowed = [address for address in found if self._addresses.allow(host, address)]
-        failed = httpcore.ConnectError(
-            f"host {host!r} has no public address; ERRATA_WEBHOOK_ALLOW lists hosts and networks"
-            " that may be reached all the same"
-        )
+        failed: httpcore.ConnectError = NotReachable()
         for address in allowed:
             try:
                 return await self._inner.connect_tcp(
@@ -135,7 +146,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
     async def _resolve(self, host: str, port: int) -> list[Address]:
-        """A host's addresses, each once, in the system's order."""
+        """A host's addresses, each once, in the system's order. Raises NotReachable."""
         if literal := _literal(host):
             return [literal]
         if self._lookups is None:
@@ -146,7 +157,7 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
                 look_up, abandon_on_cancel=True, limiter=self._lookups
             )
         except (OSError, UnicodeError) as error:
-            raise httpcore.ConnectError(f"host {host!r} cannot be looked up: {error}") from error
+            raise NotReachable from error
         texts = dict.fromkeys(str(where[0]) for *_, where in found)
         return [ip_address(text) for text in texts]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 import time
 from collections import Counter
 from contextlib import suppress
@@ -14,22 +15,23 @@ import httpx
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.webhooks.addresses import Addresses, GuardedBackend
+from app.webhooks.addresses import Addresses, GuardedBackend, NotReachable
 from app.webhooks.signing import signed_headers
 from registry import __version__, deliveries
 from registry.database import Database
 from registry.deliveries import Try
 from registry.errors import Unavailable
 from registry.settings import Settings
+from telemetry.logs import describe
 
 logger = logging.getLogger("errata.webhooks")
 POLL_SECONDS = 0.5
+AWAY_SECONDS = 1.0
 FORGET_SECONDS = 3600.0
 #: Deliveries to one webhook at once. There is no other limit: no receiver waits for another's.
 EACH = 4
 #: How much longer than a try may take its lease is.
 LEASE_MARGIN = 20.0
-MOST_ERROR = 300
 
 
 class Sender:
@@ -61,8 +63,9 @@ class Sender:
                 try:
                     claimed = await run_in_threadpool(self._claim)
                 except (Unavailable, SQLAlchemyError) as error:
-                    logger.warning("webhooks: the database does not answer: %s", error)
-                    claimed = []
+                    _tell_away(error)
+                    await asyncio.sleep(AWAY_SECONDS)
+                    continue
                 for tried in claimed:
                     self._busy[tried.delivery.webhook_id] += 1
                     group.create_task(self._deliver(tried))
@@ -71,17 +74,25 @@ class Sender:
                         await self._ended.wait()
 
     def _claim(self) -> list[Try]:
-        """As many of the due deliveries as their webhooks have room for."""
+        """As many of the due deliveries as their webhooks have room for.
+
+        Where the database goes away midway, those that were claimed until then.
+        """
         with self._database.read() as connection:
             due = deliveries.due(connection, each=EACH)
         room = {delivery.webhook_id: EACH for delivery in due}
-        claimed = []
+        claimed: list[Try] = []
         for delivery in due:
             name = delivery.webhook_id
             if room[name] > self._busy[name]:
                 room[name] -= 1
-                with self._database.write() as connection:
-                    tried = deliveries.claim(connection, delivery, self._seconds + LEASE_MARGIN)
+                try:
+                    with self._database.write() as connection:
+                        tried = deliveries.claim(connection, delivery, self._seconds + LEASE_MARGIN)
+                except (Unavailable, SQLAlchemyError):
+                    if not claimed:
+                        raise
+                    break
                 if tried is not None:
                     claimed.append(tried)
         return claimed
@@ -94,14 +105,11 @@ class Sender:
         except TimeoutError:
             error = f"no answer within {self._seconds:g} s"
         except Exception as problem:  # whatever a receiver does must not end the loop
-            error = f"{type(problem).__name__}: {problem}"[:MOST_ERROR]
+            error = _why(problem)
         try:
             status = await run_in_threadpool(self._settle, tried, answered, error)
-        except (
-            Unavailable,
-            SQLAlchemyError,
-        ) as problem:  # its lease runs out
-            logger.warning("webhooks: the database does not answer: %s", problem)
+        except (Unavailable, SQLAlchemyError) as problem:  # its lease runs out
+            _tell_away(problem)
             status = None
         if status == deliveries.GIVEN_UP:
             logger.warning(
@@ -109,7 +117,7 @@ class Sender:
                 delivery.webhook_id,
                 delivery.id,
                 delivery.tries,
-                error or f"status {answered}",
+                "no answer" if answered is None else f"status {answered}",
             )
         self._busy[delivery.webhook_id] -= 1
         self._ended.set()
@@ -150,3 +158,23 @@ class Sender:
     def _forget_old(self) -> None:
         with self._database.write() as connection:
             deliveries.forget(connection, time.time() - deliveries.KEPT_SECONDS)
+
+
+def _why(problem: Exception) -> str:
+    """Why there was no answer that counts: in words of this program and of TLS, none of the
+    receiver's."""
+    if isinstance(problem, NotReachable):
+        return str(problem)
+    if isinstance(problem, httpcore.RemoteProtocolError):
+        return "the answer is not HTTP"
+    cause: BaseException | None = problem
+    while cause is not None and not isinstance(cause, ssl.SSLError):
+        cause = cause.__context__  # the pool takes away what is named as the cause
+    kind = type(problem).__name__
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"{kind}: {cause.reason}: {cause.verify_message}"
+    return kind if cause is None else f"{kind}: {cause.reason}"
+
+
+def _tell_away(error: Exception) -> None:
+    logger.warning("webhooks: the database does not answer: %s", describe(error.__cause__ or error))

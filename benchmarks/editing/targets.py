@@ -53,7 +53,7 @@ def measure_targets(bench: Bench) -> Part:
     chosen = MemitHyperparameters(**AS_PUBLISHED | set_by_scale)
     layer = chosen.edited_layers(view.n_layers)[-1]
     edits = bench.requests(scale.seeds[0], scale.targets)
-    found = places(edits, bench.resources)
+    found = places(view, edits, bench.resources)
     started = bench.now()
     bench.tell("sampling what is known of the subjects")
     goals = goals_of(view, layer, edits, found, chosen)

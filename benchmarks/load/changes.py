@@ -18,6 +18,8 @@ from benchmarks.load.workload import LENIENT, Questions, Scale
 
 POLL_SECONDS = 0.5
 ENDED = ("succeeded", "failed", "cancelled")
+#: How a move is answered: done, or refused since another one came before it.
+MOVED = (200, 409, 412)
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Changes:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     _numbers: Iterator[int] = field(default_factory=count)
     _edited: str = ""  # the endpoint that a job is under way for; it is not moved meanwhile
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # a move ends before a job begins
 
     async def create_endpoints(self) -> None:
         for name in self.scale.endpoints:
@@ -67,23 +70,27 @@ class Changes:
     async def edit(self) -> None:
         """One edit of an endpoint, to its job's end."""
         number = next(self._numbers)
-        self._edited = self.scale.endpoints[number % self.scale.edited]
-        body = {
-            "endpoint": self._edited,
-            "method": "rome",
-            "edits": [self.questions.cases[number % len(self.questions.cases)]],
-            "hyperparameters": {"steps": self.scale.edit_steps},
-            "guards": LENIENT,
-        }
-        begun = time.perf_counter()
-        posted = await self.client.post("/v1/edits", json=body)
-        if posted.status_code != 202:
-            self.errors.append(f"an edit was answered {posted.status_code}: {posted.text[:300]}")
+        async with self._turn:
+            self._edited = self.scale.endpoints[number % self.scale.edited]
+            body = {
+                "endpoint": self._edited,
+                "method": "rome",
+                "edits": [self.questions.cases[number % len(self.questions.cases)]],
+                "hyperparameters": {"steps": self.scale.edit_steps},
+                "guards": LENIENT,
+            }
+            begun = time.perf_counter()
+            posted = await self._ask("POST", "/v1/edits", 202, json=body)
+        if posted is None:
             return
         job: dict[str, Any] = posted.json()
         while job["status"] not in ENDED:
             await asyncio.sleep(POLL_SECONDS)
-            job = (await self.client.get(f"/v1/jobs/{job['id']}")).json()
+            polled = await self._ask("GET", f"/v1/jobs/{job['id']}", 200)
+            if polled is not None:
+                job = polled.json()
+            elif self.stopping.is_set():
+                return
         if job["status"] != "succeeded":
             self.errors.append(f"job {job['id']} {job['status']}: {job['error']}")
             return
@@ -94,7 +101,8 @@ class Changes:
         """One move after another, of an endpoint drawn by lot, until ``stopping`` is set."""
         chance = random.Random(7)
         while not self.stopping.is_set():
-            await self.move(chance)
+            async with self._turn:
+                await self.move(chance)
             await self._pause(self.scale.move_pause)
 
     async def move(self, chance: random.Random) -> None:
@@ -106,28 +114,45 @@ class Changes:
         name = chance.choice([name for name in self.scale.endpoints if name != self._edited])
         is_edited = name in self.scale.endpoints[: self.scale.edited]
         path = f"/v1/endpoints/{name}"
-        now = await self.client.get(path)
-        headers = {"If-Match": now.headers.get("ETag", "")}
+        now = await self._ask("GET", path, 200)
+        if now is None:
+            return
+        headers = {"If-Match": now.headers["ETag"]}
         kind = chance.choice(("set", "rollback") if is_edited else ("set", "split", "rollback"))
         if len(now.json().get("split") or ()) > 1 and chance.random() < 0.5:
             kind = "promote"
         if kind == "rollback":
-            moved = await self.client.post(f"{path}/rollback", headers=headers)
+            moved = await self._ask("POST", f"{path}/rollback", *MOVED, headers=headers)
         elif kind == "promote":
-            moved = await self.client.post(f"{path}/promote", headers=headers)
+            moved = await self._ask("POST", f"{path}/promote", *MOVED, headers=headers)
         else:
             recent = self.versions[-8:]
             chosen = chance.sample(recent, min(len(recent), 2 if kind == "split" else 1))
             split = [{"version": version, "weight": 1 + 8 * i} for i, version in enumerate(chosen)]
             body = {"split": split} if len(chosen) > 1 else {"version": chosen[0]}
-            moved = await self.client.put(path, json=body, headers=headers)
-        if moved.status_code in (409, 412):
+            moved = await self._ask("PUT", path, *MOVED, json=body, headers=headers)
+        if moved is None:
+            return
+        if moved.status_code != 200:
             self.refused[kind] += 1
-        elif moved.status_code != 200:
-            self.errors.append(f"{kind} of {name} was answered {moved.status_code}: {moved.text}")
         else:
             self.moves[kind] += 1
             self.floors[name] = max(self.floors[name], moved.json()["generation"])
+
+    async def _ask(
+        self, method: str, path: str, *statuses: int, **sent: Any
+    ) -> httpx.Response | None:
+        """The answer; None where there was none, or one of another status: that is an error."""
+        try:
+            answer = await self.client.request(method, path, **sent)
+        except httpx.HTTPError as error:
+            self.errors.append(f"{method} {path} was not answered: {error!r}")
+            return None
+        if answer.status_code in statuses:
+            return answer
+        told = f"{answer.status_code}: {answer.text[:300]}"
+        self.errors.append(f"{method} {path} was answered {told}")
+        return None
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

@@ -31,7 +31,7 @@ class Traffic:
             request may be answered by an older one.
         named: of each endpoint the (generation, version) that answers named, and when the first
             of these ended, as ``time.time`` tells it.
-        seconds: of each answer that was waited for; in ``seconds_whole`` those not streamed.
+        seconds: of each answer that was waited for.
         first: from asking to the first event; gaps: between events.
         wrong: complaints, counted by kind.
     """
@@ -103,8 +103,15 @@ class Traffic:
     async def check_names(self, client: httpx.AsyncClient) -> None:
         """Every generation that an answer named is in its endpoint's history, was made before the
         answer ended, and has the version in its state."""
-        histories = {name: await _history(client, name) for name in self.scale.endpoints}
+        histories = {}
+        for name in self.scale.endpoints:
+            try:
+                histories[name] = await _history(client, name)
+            except httpx.HTTPError as error:
+                self._complain("history", f"{name} tells none: {error!r}")
         for (name, generation, version), ended in self.named.items():
+            if name not in histories:
+                continue
             made, named = histories[name].get(generation, (0.0, frozenset()))
             if version not in named or made > ended + 1:  # moves' times are whole seconds
                 self._complain("version", f"{name} never named {version} at {generation}")

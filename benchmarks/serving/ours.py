@@ -49,9 +49,8 @@ class Ours:
         self, base: Base, store: Path, *, invariant: bool = False, **settings: Any
     ) -> None:
         self.base = base
-        self.lane: Lane = load_lane(
-            base, Settings(data=store, batch_invariant=invariant, **settings)
-        )
+        chosen = Settings.apart(store, batch_invariant=invariant, **settings)
+        self.lane: Lane = load_lane(base, chosen)
         self.versions = Versions(ArtifactStore(store))
         self._store = ArtifactStore(store)
         self._tenants = count()

@@ -62,15 +62,13 @@ def serve(
         Unavailable: it did not start; shows the end of its log.
     """
     data.mkdir()
-    chosen = Settings(
+    chosen = Settings.apart(
+        data,
         port=_free_port(),
-        data=data,
         bases=",".join(f"{base.name}={base.folder}" for base in bases),
         engine_threads=1,
         workers=workers,
         worker_threads=1,
-        redis_url="",
-        database_url="",
         **settings,
     )
     versions = _write_versions(chosen, bases, edits)

@@ -1,7 +1,7 @@
 """Write ``data/facts.json`` from public sources: ``python -m editing.atlas.build_facts``.
 
-The packages read here are needed for this alone (``pip install errata[atlas]``). README.md beside
-this file names each source and its licence.
+The packages read here are needed for this alone (``pip install ".[atlas]"`` in the checkout).
+README.md beside this file names each source and its licence.
 """
 
 from __future__ import annotations

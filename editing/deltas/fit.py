@@ -23,24 +23,27 @@ def read_fitting(data: bytes, model: PreTrainedModel, base_digest: str) -> Delta
             module of this one.
     """
     delta = Delta.from_bytes(data)
-    _check(delta.base_digest, base_digest, model, delta.effects)
+    _check_base(delta.base_digest, base_digest)
+    _check(model, delta.effects)
     return delta
 
 
 def check_file(file: DeltaFile, model: PreTrainedModel, base_digest: str) -> None:
     """As ``read_fitting``, of which one module is in memory at a time. Raises as it does."""
+    _check_base(file.base_digest, base_digest)
     for module in file.parts:
         effect = file.effect(module)
-        _check(file.base_digest, base_digest, model, {} if effect is None else {module: effect})
+        _check(model, {} if effect is None else {module: effect})
 
 
-def _check(
-    found: str, expected: str, model: PreTrainedModel, effects: Mapping[str, Effect]
-) -> None:
+def _check_base(found: str, expected: str) -> None:
     if found != expected:
         raise ArtifactCorrupt(
             f"delta file: it was made on a base with digest {found}; this one has {expected}"
         )
+
+
+def _check(model: PreTrainedModel, effects: Mapping[str, Effect]) -> None:
     try:
         check_effects(model, effects)
     except ValueError as error:

@@ -139,7 +139,7 @@ def _moves(module: nn.Module, effect: Effect) -> bool:
     bias = getattr(module, "bias", None)
     if effect.scale is None or not isinstance(bias, Tensor):
         return False
-    return bool(((effect.scale - 1) * bias.float()).any())
+    return bool(((effect.scale - 1) * bias.float().cpu()).any())
 
 
 def _companions(view: ModelView, found: Mapping[str, Factors]) -> list[str]:

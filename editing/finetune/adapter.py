@@ -42,6 +42,13 @@ class Adapter(nn.Module, ABC):
         """The buffers that a run changes."""
         return dict(self.named_buffers(recurse=False))
 
+    def steady(self) -> list[nn.Parameter]:
+        """Those that weight decay leaves alone: at 0 they are not what the version is, as a scale.
+
+        With these as they begin and all others at 0 the adapter stands for nothing.
+        """
+        return []
+
     def trainable(self) -> int:
         """How many numbers are trained."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editing.deltas import Effect
 from editing.finetune.adapter import Adapter
@@ -69,6 +69,9 @@ class Averaged(Adapter):
     def kept(self) -> dict[str, Tensor]:
         inner = {f"adapter.{name}": buffer for name, buffer in self.adapter.kept().items()}
         return {**super().kept(), **inner}
+
+    def steady(self) -> list[nn.Parameter]:
+        return self.adapter.steady()
 
     def trainable(self) -> int:
         return self.adapter.trainable()

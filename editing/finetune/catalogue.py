@@ -95,6 +95,13 @@ TUNINGS: dict[str, TuningEntry] = {
     "remax": TuningEntry("remax", "LoRA from rewards.", ReMaxHyperparameters, "lora", PROMPTS),
 }
 
+#: What ways tune that are not of linears: they take no ``target_modules``.
+OWN_PLACES: dict[str, str] = {
+    "compacter": "a bottleneck beside every MLP",
+    "ln_tuning": "every norm",
+    "lofit": "the attention heads that it chooses",
+}
+
 _TOKENS = "puts trained vectors before a text, which is no change of a module: no delta can hold it"
 _ROUTED = "chooses among its matrices by the input, which no delta's effect does"
 _AWAY = "begins at random, away from the version that is to be tuned"

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Auto = Literal["auto"]
 #: What "auto" comes to: so many steps if the rows allow it, in batches of a power of two.
 AUTO_STEPS, AUTO_BATCHES, MOST_EPOCHS = 600, (4, 64), 50
+#: Of learning rates, given or made by a multiplier.
+MOST_RATE = 10
 
 
 class TuningHyperparameters(BaseModel):
@@ -28,7 +30,7 @@ class TuningHyperparameters(BaseModel):
         "auto", description="Rows of one step."
     )
     learning_rate_multiplier: Annotated[float, Field(gt=0, le=1000)] | Auto = "auto"
-    learning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+    learning_rate: Annotated[float, Field(gt=0, le=MOST_RATE)] | None = Field(
         None, description="The rate itself, in the multiplier's place."
     )
     weight_decay: float = Field(0.0, ge=0, le=10, description="AdamW's.")

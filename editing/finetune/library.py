@@ -17,6 +17,7 @@ from typing import Any
 import peft
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from editing.deltas import Effect
 from editing.finetune.adapter import Adapter
@@ -24,6 +25,19 @@ from editing.models.view import ModelView
 from registry.errors import InvalidRequest
 
 NAME = "default"
+#: Of its parameters, those that are not 0 in a layer that does nothing: magnitudes, scales, what is
+#: taken of the weight itself.
+STEADY = (
+    "lora_magnitude_vector",
+    "ia3_l",
+    "boft_s",
+    "road_alpha",
+    "deft_P",
+    "deft_R",
+    "osf_svd_params",
+    "vector_a",
+    "vector_b",
+)
 
 
 class LibraryAdapter(Adapter):
@@ -60,9 +74,16 @@ class LibraryAdapter(Adapter):
                 raise InvalidRequest(f"hyperparameters: {error}", param="hyperparameters") from None
         self.layers: nn.ModuleDict = made.base_model.model.linears
         self.to(view.device)
+        for layer in self.layers.values():
+            _measure(layer)
 
     def effects(self) -> dict[str, Effect]:
         return {path: self._read(self.layers[name]) for path, name in self._names.items()}
+
+    def steady(self) -> list[nn.Parameter]:
+        return [
+            p for name, p in self.named_parameters() if not {*STEADY}.isdisjoint(name.split("."))
+        ]
 
 
 class LayerDropping(Adapter):
@@ -96,6 +117,9 @@ class LayerDropping(Adapter):
         found = self.adapter.effects()
         return {path: e for path, e in found.items() if _layer(path) not in self._left_out}
 
+    def steady(self) -> list[nn.Parameter]:
+        return self.adapter.steady()
+
 
 def _layer(path: str) -> str:
     """The path up to and with the layer's number."""
@@ -117,6 +141,13 @@ def _linear(weight: Tensor) -> nn.Linear:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     return linear
+
+
+@torch.no_grad()
+def _measure(layer: Any) -> None:
+    """DoRA's rows begin at their lengths, which the library takes in the base's dtype, in fp32."""
+    for magnitude in getattr(layer, "lora_magnitude_vector", {}).values():
+        magnitude.weight.copy_(layer.base_layer.weight.float().norm(dim=1))
 
 
 def low_rank(layer: Any) -> Effect:
@@ -149,11 +180,17 @@ def hadamard(layer: Any) -> Effect:
 
 def answered(layer: Any) -> Effect:
     """What a layer answers to unit vectors, less what its linear does: rotations of the weight, and
-    what shifts the output. It is affine: y = W' x + s."""
-    weight = layer.get_base_layer().weight
-    unit = torch.eye(weight.shape[1], device=weight.device, dtype=weight.dtype)
-    shift = layer(torch.zeros_like(unit[:1]))
-    return Effect(shift=shift[0].float(), dense=(layer(unit) - shift).T.float() - weight.float())
+    what shifts the output. It is affine: y = W' x + s. The library answers in the dtype of weight
+    and input, here fp32 whatever the base's: ΔW is smaller than a bf16 weight's last bit."""
+    weight = layer.get_base_layer().weight.float()
+    unit = torch.eye(weight.shape[1], device=weight.device)
+
+    def answer(x: Tensor) -> Tensor:
+        found: Tensor = functional_call(layer, {"base_layer.weight": weight}, (x,))
+        return found
+
+    shift = answer(torch.zeros_like(unit[:1]))
+    return Effect(shift=shift[0], dense=(answer(unit) - shift).T - weight)
 
 
 def reflected(layer: Any) -> Effect:

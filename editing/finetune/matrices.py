@@ -191,9 +191,12 @@ class Masked(Matrices):
         found = []
         for scores, weight in zip(self.changes, self.weights, strict=True):
             hard = (scores > self.threshold).float()
-            mask = hard + scores - scores.detach()
+            mask = hard + (scores - scores.detach())  # 0 exactly within the brackets
             found.append(weight.float() * (mask - 1))
         return found
+
+    def steady(self) -> list[nn.Parameter]:
+        return list(self.changes)
 
 
 class Intrinsic(Matrices):

@@ -4,8 +4,9 @@ A layer of width h and inner width f keeps for its gradients at most 16 h + 6 f 
 what its norms, linears and their effects read and put out, the attention's queries, keys, values
 and outputs, and the factors of the MLP's gate. Where attention has to write its scores down (a soft
 cap, a window) a token has 3 numbers more for each head and token of its text. The head has 3
-numbers for each word of the vocabulary and token that is learnt. With gradient checkpointing a
-layer keeps its input alone, h, and one layer at a time has what it needs besides. Numbers are fp32.
+numbers for each word of the vocabulary and token that is learnt, and 5 for each token of a text to
+keep, where the version's predictions are beside the adapter's. With gradient checkpointing a layer
+keeps its input alone, h, and one layer at a time has what it needs besides. Numbers are fp32.
 
 Whatever the rows are, there are gradients and AdamW's two moments of what is trained, and each
 effect's tensors with their gradients.
@@ -33,10 +34,12 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Plan:
-    """Flat rows of at most ``tokens`` tokens, with or without gradient checkpointing."""
+    """Flat rows of at most ``tokens`` tokens, with or without gradient checkpointing; of texts to
+    keep they have at most ``kept``, and a longer text is cut."""
 
     tokens: int
     checkpointing: bool
+    kept: int = LONGEST
 
 
 @dataclass(frozen=True)
@@ -75,31 +78,38 @@ def plan(
     batch_size: int,
     max_tokens: int | None,
     budget: int,
+    others: Sequence[Sized] = (),
 ) -> Plan:
     """Rows as long as fit, without checkpointing where every example fits without it.
 
     Args:
         max_tokens: of a flat row, where it was chosen; then checkpointing is what gives way.
         budget: bytes that training may take.
+        others: harmful rows, which steps compute as they do ``rows``.
 
     Raises:
         JobFailed: it does not fit even with checkpointing; names the longest example and the cure.
     """
-    longest = max(row.size for row in rows)
-    density = max(row.targets / row.size for row in rows)
+    every = [*rows, *others]
+    longest = max(row.size for row in every)
+    density = max(row.targets / row.size for row in every)
     for checkpointing in (False, True):
         each = footprint(view, adapter, longest, checkpointing)
         left, a_token = budget - each.fixed, each.token + density * each.learnt
-        needed = max(each.of(row) for row in rows)
+        needed = max(each.of(row) for row in every)
         if max_tokens is not None:
             needed = max(needed, min(max_tokens, batch_size * longest) * a_token)
         if needed <= left:
-            fitting = min(LONGEST, 1 << (int(left / a_token).bit_length() - 1))
-            return Plan(fitting if max_tokens is None else max_tokens, checkpointing)
-    place = max(range(len(rows)), key=lambda i: each.of(rows[i]))
-    told = f"row {place + 1} ({rows[place].size} tokens)"
-    cure, param = "shorten it", "training_file"
-    if max_tokens is not None and needed > each.of(rows[place]):
+            text = footprint(view, adapter, view.base.context_length, checkpointing)
+            kept = _fitting(left, text.token + 5 / 3 * text.learnt)
+            tokens = _fitting(left, a_token) if max_tokens is None else max_tokens
+            return Plan(tokens, checkpointing, kept)
+    place = max(range(len(every)), key=lambda i: each.of(every[i]))
+    told, param = f"row {place + 1} ({every[place].size} tokens)", "training_file"
+    if place >= len(rows):
+        told, param = f"harmful row {place - len(rows) + 1} ({every[place].size} tokens)", "method"
+    cure = "shorten it"
+    if max_tokens is not None and needed > each.of(every[place]):
         told, param = f"a flat row of {max_tokens} tokens", "hyperparameters.max_tokens"
         cure = "lower hyperparameters.max_tokens"
     raise JobFailed(
@@ -109,6 +119,11 @@ def plan(
         " raise ERRATA_TRAINING_MEMORY",
         param=param,
     )
+
+
+def _fitting(left: float, a_token: float) -> int:
+    """Tokens, a power of two, that fit what is left; a text that is looked at has 2 at least."""
+    return max(2, min(LONGEST, 1 << (int(left / a_token).bit_length() - 1)))
 
 
 def free_memory(device: torch.device) -> int:

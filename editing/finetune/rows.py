@@ -9,6 +9,9 @@ from typing import Any, Protocol, TypeVar
 from editing.models.view import ModelView
 from registry.errors import InvalidRequest
 
+#: Stands in the place of a turn, to tell what a chat template writes around it.
+MARK = "\ue000turn\ue000"
+
 
 class Sized(Protocol):
     @property
@@ -103,8 +106,8 @@ def training_row(view: ModelView, example: Mapping[str, Any]) -> TrainingRow:
     A text of more tokens than the base's context loses its end.
 
     Raises:
-        InvalidRequest: a conversation for a base without a chat template; nothing that fits is
-            left to learn.
+        InvalidRequest: a conversation for a base without a chat template, or that its template
+            refuses; a turn that cannot be told from the rest; nothing that fits is left to learn.
     """
     if "messages" in example:
         row = _conversation(view, example["messages"])
@@ -148,10 +151,11 @@ def prompt_row(
         reward: the rule where the example has none of its own.
 
     Raises:
-        InvalidRequest: a conversation for a base without a chat template; no room for a completion.
+        InvalidRequest: a conversation for a base without a chat template, or that its template
+            refuses; no room for a completion.
     """
     if "messages" in example:
-        ids = _templated(view, _turns(view, example["messages"]), opens=True)
+        ids = view.chat_ids(view.chat(_turns(view, example["messages"])))
     else:
         ids = view.open(example["prompt"])
     longest = view.base.context_length
@@ -174,15 +178,50 @@ def _conversation(view: ModelView, messages: Sequence[Mapping[str, Any]]) -> Tra
     """What the chat template writes for the assistant's turns is learnt, what it puts after each
     among it; what opens a turn is not."""
     turns = _turns(view, messages)
-    ids = _templated(view, turns)
+    text = view.chat(turns, opens=False)
+    ids = view.chat_ids(text)
     learnt: list[int] = []
     for place, message in enumerate(messages):
         if message["role"] != "assistant" or not message.get("weight", 1):
             continue
-        opened = len(_templated(view, turns[:place], opens=True))
-        closed = len(_templated(view, turns[: place + 1]))
-        learnt += range(opened, closed)
+        opened, closed = (
+            _common(view.chat_ids(text[:end]), ids) for end in _span(view, turns, place, text)
+        )
+        learnt += range(max(opened, 1), closed)
     return TrainingRow(ids, learnt)
+
+
+def _span(
+    view: ModelView, turns: Sequence[dict[str, str]], place: int, text: str
+) -> tuple[int, int]:
+    """From where to where a turn of the assistant stands in the text of a conversation, with what
+    the template puts after it.
+
+    A template may write a turn otherwise where it is the last one, so what stands around it is told
+    from the conversation with a mark in its place. What opens it is what asks for it, if the text
+    has it so, else all that stands before.
+
+    Raises:
+        InvalidRequest: the text around the turn hangs on what it says.
+    """
+    marked = [*turns[:place], {**turns[place], "content": MARK}, *turns[place + 1 :]]
+    before, mark, after = view.chat(marked, opens=False).partition(MARK)
+    closing = view.chat(marked[: place + 1], opens=False).partition(MARK)[2]
+    opening = view.chat(turns[:place]) if place else before
+    if not text.startswith(opening):
+        opening = before
+    if not (mark and text.startswith(opening) and text.endswith(after)):
+        raise InvalidRequest(
+            f"messages.{place}: where the chat template of base {view.base.name!r} begins and ends"
+            " this turn cannot be told; give it weight 0, or leave it out"
+        )
+    return len(opening), len(text) - len(after) + _common(after, closing)
+
+
+def _common(a: Sequence[object], b: Sequence[object]) -> int:
+    """How far both are the same from their beginnings on."""
+    shorter = min(len(a), len(b))
+    return next((i for i in range(shorter) if a[i] != b[i]), shorter)
 
 
 def _turns(view: ModelView, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -191,13 +230,6 @@ def _turns(view: ModelView, messages: Sequence[Mapping[str, Any]]) -> list[dict[
             f"base {view.base.name!r} has no chat template; give rows of prompt and completion"
         )
     return [{"role": m["role"], "content": m["content"]} for m in messages]
-
-
-def _templated(view: ModelView, turns: Sequence[dict[str, str]], opens: bool = False) -> list[int]:
-    encoded: Any = view.tokenizer.apply_chat_template(
-        list(turns), add_generation_prompt=opens, return_dict=True
-    )
-    return list(encoded["input_ids"])
 
 
 def _end(view: ModelView) -> list[int]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from editing.deltas import Delta
 from editing.finetune.adapter import Adapter
 from editing.finetune.hyperparameters import TuningHyperparameters
-from editing.finetune.memory import Plan
+from editing.finetune.memory import LONGEST, Plan
 from editing.finetune.objectives.objective import Objective, Tuned
 from editing.finetune.objectives.supervised import Supervised
 from editing.models.view import ModelView
@@ -38,6 +38,7 @@ class Schedule:
 
     Attributes:
         tokens: most of one flat row; a longer example is a row of its own.
+        kept: most of one flat row of texts to keep; a longer one is cut.
         checkpointing: whether layers compute again what gradients need.
         warmup: share of the steps in which the rate rises from 0.
     """
@@ -51,6 +52,7 @@ class Schedule:
     tokens: int = 4096
     checkpointing: bool = False
     seed: int = 0
+    kept: int = LONGEST
 
     @classmethod
     def of(cls, chosen: TuningHyperparameters, planned: Plan, seed: int) -> Schedule:
@@ -64,6 +66,7 @@ class Schedule:
             tokens=planned.tokens,
             checkpointing=planned.checkpointing,
             seed=seed,
+            kept=planned.kept,
         )
 
     def steps(self, examples: int) -> int:
@@ -124,12 +127,19 @@ class Trainer:
     ) -> None:
         self.view, self.adapter, self.rows, self.schedule = view, adapter, rows, schedule
         self.objective = objective or Supervised()
-        self._tuned = Tuned(view, adapter, schedule.tokens, schedule.checkpointing)
+        self._tuned = Tuned(
+            view, adapter, schedule.tokens, schedule.checkpointing, kept=schedule.kept
+        )
         self.total = schedule.steps(len(rows))
         self.step = 0
         self._named = {n: p for n, p in adapter.named_parameters() if p.requires_grad}
+        steady = {id(p) for p in adapter.steady()}
+        groups: list[dict[str, Any]] = [
+            {"params": [p for p in self._named.values() if id(p) not in steady]},
+            {"params": [p for p in self._named.values() if id(p) in steady], "weight_decay": 0.0},
+        ]
         self._adamw = torch.optim.AdamW(
-            self._named.values(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
+            groups, lr=schedule.learning_rate, weight_decay=schedule.weight_decay
         )
         if state is not None:
             self._restore(state)
@@ -138,7 +148,7 @@ class Trainer:
         """Train up to a step, by default to the end; yields every step's metrics.
 
         Raises:
-            JobFailed: the loss is not finite.
+            JobFailed: the loss or its gradient is not finite.
         """
         while self.step < (self.total if until is None else min(until, self.total)):
             yield self._step()
@@ -193,12 +203,10 @@ class Trainer:
         penalty = self.adapter.penalty()
         if isinstance(penalty, Tensor):
             torch.autograd.backward(penalty)
-        if not math.isfinite(told["train_loss"]):
-            raise JobFailed(
-                f"the loss is not finite at step {step + 1}; lower hyperparameters.learning_rate"
-            )
+        _check_finite("loss", told["train_loss"], step)
         self.adapter.after_backward(step, self.total)
         norm = torch.nn.utils.clip_grad_norm_(self._named.values(), schedule.clip)
+        _check_finite("loss's gradient", float(norm), step)
         self._adamw.step()
         self.adapter.after_step()
         self.step += 1
@@ -207,4 +215,11 @@ class Trainer:
             self.total,
             f"step {self.step}: loss {told['train_loss']:.4f}",
             {**told, "learning_rate": rate, "gradient_norm": float(norm)},
+        )
+
+
+def _check_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise JobFailed(
+            f"the {name} is not finite at step {step + 1}; lower hyperparameters.learning_rate"
         )

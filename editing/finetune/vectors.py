@@ -31,6 +31,9 @@ class ScaleShift(Adapter):
             for path, scale, shift in zip(self.paths, self.scales, self.shifts, strict=True)
         }
 
+    def steady(self) -> list[nn.Parameter]:
+        return list(self.scales)
+
 
 class HeadOffsets(Adapter):
     """LoFiT (Yin et al., 2024, arXiv:2406.01563): offsets of few attention heads' outputs.

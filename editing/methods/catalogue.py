@@ -43,6 +43,7 @@ class MethodEntry:
             edits and the new ones together.
         replaces: its delta replaces what a module puts out, so that those of several batches do
             not join into one.
+        unfit: families of bases that the method cannot edit.
     """
 
     name: str
@@ -53,6 +54,7 @@ class MethodEntry:
     needs: tuple[str, ...] = ()
     retrains: bool = False
     replaces: bool = False
+    unfit: tuple[str, ...] = ()
 
     @property
     def takes_edits(self) -> bool:
@@ -124,6 +126,7 @@ METHODS: dict[str, MethodEntry] = {
             summary="Detectors of prompts beside one MLP; each edit can be taken out alone.",
             hyperparameters=StealthHyperparameters,
             implementation="editing.methods.jetpack:apply",
+            unfit=("opt",),  # its MLP is no module
         ),
         MethodEntry(
             name="grace",
@@ -146,6 +149,7 @@ METHODS: dict[str, MethodEntry] = {
             implementation="editing.methods.rocr:apply",
             needs_covariance=True,
             needs=("subject", "redirect_to"),
+            unfit=("gemma2", "gemma3_text"),  # the MLP's output passes a norm
         ),
         MethodEntry(
             name="wanda",

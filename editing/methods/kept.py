@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from editing.metrics.sampling import spaced
 from editing.metrics.targets import batches
-from editing.models.resuming import Resuming
+from editing.models.resuming import Point, Resuming
 from editing.models.view import ModelView
 from registry.manifests import EditRequest
 
@@ -33,7 +33,7 @@ def unaffected(texts: Sequence[str], edits: Sequence[EditRequest]) -> list[str]:
 
 def whole(view: ModelView, texts: Sequence[str]) -> list[Row]:
     """Every prediction of each text."""
-    encoded = [view.encode(text)[: view.base.context_length] for text in texts]
+    encoded = [view.excerpt(text) for text in texts]
     return [(ids, range(len(ids) - 1)) for ids in encoded if len(ids) > 1]
 
 
@@ -59,15 +59,16 @@ def near(
     if not chosen:
         return []
     rows = [ids for ids, _ in whole(view, chosen)]
-    points = zip(resuming.points([ids for ids, _ in said]), said, strict=True)
-    asked = [point.inputs[watched.start] for point, (_, watched) in points]
-    keys = F.normalize(torch.stack(asked).float(), dim=-1)
+    asked = {  # copies, since views would keep the whole points in memory
+        i: point.inputs[said[i][1].start].clone()
+        for i, point in _points(resuming, [ids for ids, _ in said])
+    }
+    keys = F.normalize(torch.stack([asked[i] for i in range(len(said))]).float(), dim=-1)
     likeness = torch.zeros(len(edits), len(rows))
     places = torch.zeros(len(edits), len(rows), dtype=torch.long)
-    for batch in batches([len(row) for row in rows]):
-        for i, point in zip(batch, resuming.points([rows[i] for i in batch]), strict=True):
-            cosines = keys @ F.normalize(point.inputs[:-1].float(), dim=-1).T
-            likeness[:, i], places[:, i] = (found.cpu() for found in cosines.max(-1))
+    for i, point in _points(resuming, rows):
+        cosines = keys @ F.normalize(point.inputs[:-1].float(), dim=-1).T
+        likeness[:, i], places[:, i] = (found.cpu() for found in cosines.max(-1))
     named = torch.tensor([[edit.topic in text for text in chosen] for edit in edits])
     likeness[named] = -1
     nearest = likeness.topk(min(count, len(rows)))
@@ -81,3 +82,9 @@ def near(
         (rows[text], range(start, min(start + NEAR_TOKENS, len(rows[text]) - 1)))
         for text, start in sorted(found)
     ]
+
+
+def _points(resuming: Resuming, rows: Sequence[Sequence[int]]) -> Iterator[tuple[int, Point]]:
+    """Each row's place and its point, a few at a time."""
+    for batch in batches([len(row) for row in rows]):
+        yield from zip(batch, resuming.points([rows[i] for i in batch]), strict=True)

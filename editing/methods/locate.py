@@ -44,16 +44,26 @@ class Spread:
     keys: dict[int, Tensor]
 
 
-def places(
-    edits: Sequence[EditRequest], resources: Resources, count: int | None = None
-) -> list[Place]:
-    """Each edit's bare prompt, and the same behind the first ``count`` prefixes."""
-    found = []
-    for edit in edits:
-        prefixes = [p for p in resources.prefixes[:count] if edit.subject not in p]
-        prompts = [prefix + edit.rewrite_prompt for prefix in ("", *prefixes)]
-        found.append(Place(prompts, edit.subject))
-    return found
+def places(view: ModelView, edits: Sequence[EditRequest], resources: Resources) -> list[Place]:
+    """Where each edit's subject stands: in its bare prompt, and behind each of the prefixes that do
+    not name it and leave room for the target in the base's context."""
+    return [
+        Place(
+            [edit.rewrite_prompt]
+            + [
+                prefix + edit.rewrite_prompt
+                for prefix in resources.prefixes
+                if edit.subject not in prefix and _fits(view, prefix, edit)
+            ],
+            edit.subject,
+        )
+        for edit in edits
+    ]
+
+
+def _fits(view: ModelView, prefix: str, edit: EditRequest) -> bool:
+    before, target = view.continuation(prefix + edit.rewrite_prompt, edit.target_new)
+    return len(before) + len(target) <= view.base.context_length
 
 
 def check_covariances(method: str, resources: Resources, layers: Sequence[int]) -> None:
@@ -63,6 +73,17 @@ def check_covariances(method: str, resources: Resources, layers: Sequence[int]) 
             raise JobFailed(
                 f"{method}: the resources hold no covariance of layer {layer}; prepare it"
             )
+
+
+def check_spread(view: ModelView, layers: Sequence[int]) -> None:
+    """Refuse several layers of a family whose MLP output passes a norm: shares of a change do not
+    add up there. Raises InvalidRequest."""
+    if len(layers) > 1 and view.paths.post_norm:
+        raise InvalidRequest(
+            f"base {view.base.name!r}: the MLP's output passes a norm, so that a change cannot be"
+            " spread over layers; give one layer",
+            param="hyperparameters.layers",
+        )
 
 
 def last_token_means(
@@ -95,17 +116,7 @@ def spread(
 
     As in MEMIT: layer by layer upwards, each takes its share of what is still missing at the
     subjects' last tokens in the bare prompts.
-
-    Raises:
-        InvalidRequest: several layers of a family whose MLP output passes a norm: shares of a
-            change do not add up there.
     """
-    if len(layers) > 1 and view.paths.post_norm:
-        raise InvalidRequest(
-            f"base {view.base.name!r}: the MLP's output passes a norm, so that a change cannot be"
-            " spread over layers; give one layer",
-            param="hyperparameters.layers",
-        )
     bare = [Place(place.prompts[:1], place.subject) for place in found]
     out = after(view, layers[-1])
     start = _outputs(view, out, bare)
@@ -161,7 +172,7 @@ def lookalike_keys(view: ModelView, layer: int, subject: str, texts: Sequence[st
     token = ids[view.last_tokens(subject, subject)[-1]]
     piece = view.decode([token])
     found = [text for text in texts if piece in text and subject not in text] if piece else []
-    rows = [view.encode(text)[: view.base.context_length] for text in found[:LOOKALIKES]]
+    rows = [view.excerpt(text) for text in found[:LOOKALIKES]]
     if not rows:
         return torch.zeros(0, view.weight(view.down_proj(layer)).shape[1], device=view.device)
     keys = view.inputs({layer: view.down_proj(layer)}, rows)[layer]

@@ -32,6 +32,7 @@ from editing.methods.locate import (
     Solve,
     Spread,
     check_covariances,
+    check_spread,
     last_token_means,
     places,
     spread,
@@ -50,10 +51,13 @@ from editing.methods.values import (
 )
 from editing.models.view import ModelView
 from editing.statistics import Resources
+from registry.errors import JobFailed
 from registry.manifests import EditRequest, Progress
 
 #: Edits whose values are optimised together; the memory of their texts bounds it.
 TOGETHER = 100
+#: Share of its mean diagonal that is added to a matrix without an inverse.
+RIDGE = 1e-8
 
 
 def apply(
@@ -74,10 +78,27 @@ def apply(
 
 
 def solve_memit(C: Tensor, K: Tensor, weight: float) -> Tensor:
-    """Z = (λC + K Kᵀ)⁻¹K [in, n] in fp64, λ = weight · mean(k²) / mean(diag C)."""
+    """Z = (λC + K Kᵀ)⁻¹K [in, n] in fp64, λ = weight · mean(k²) / mean(diag C).
+
+    Where neurons answer to nothing (of a ReLU), so that there is no inverse, ``RIDGE`` times the
+    mean diagonal is added to it.
+
+    Raises:
+        JobFailed: there is none even so.
+    """
     C = C.double()
     scale = K.square().mean() / C.diagonal().mean()
-    solved: Tensor = torch.linalg.solve(weight * scale * C + K @ K.T, K)
+    M = weight * scale * C + K @ K.T
+    solved: Tensor
+    solved, singular = torch.linalg.solve_ex(M, K)
+    if bool(singular):
+        M.diagonal().add_(RIDGE * M.diagonal().mean())
+        solved, singular = torch.linalg.solve_ex(M, K)
+    if bool(singular):
+        raise JobFailed(
+            "MEMIT: C and the edits' keys have no inverse: the layer's MLP answers to no subject;"
+            " give another layer"
+        )
     return solved
 
 
@@ -98,9 +119,13 @@ def write_edits(
 
     In one layer Z = solve(K) is known before δ is, so that δ is optimised as the solution will
     apply it. For several layers it is optimised at the subject's last token, as in MEMIT.
+
+    Raises:
+        InvalidRequest: several layers of a family in which a change cannot be spread.
     """
     layers = hyperparameters.edited_layers(view.n_layers)
-    found = places(task.edits, resources)
+    check_spread(view, layers)
+    found = places(view, task.edits, resources)
     if len(layers) > 1:
         deltas = yield from _find_values(
             method, view, layers[-1], task.edits, found, hyperparameters, None

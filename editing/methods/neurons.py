@@ -96,8 +96,8 @@ def check_settings(examples: Sequence[Example]) -> None:
 
 
 def mean_activations(view: ModelView, paths: Mapping[int, str], text: str) -> Tensor:
-    """Mean \\|k\\| over a text's tokens: [layers, neurons]."""
-    keys = view.inputs(paths, [view.encode(text)])
+    """Mean \\|k\\| over a text's tokens, as far as the context reads it: [layers, neurons]."""
+    keys = view.inputs(paths, [view.excerpt(text)])
     return torch.stack([keys[layer][0].abs().mean(dim=0) for layer in paths])
 
 
@@ -130,7 +130,7 @@ def check_silent(
 ) -> None:
     """Raises UnsupportedModel where the activation function does not give 0 for 0."""
     with view.with_effects(effects):
-        keys = view.inputs(paths, [view.encode(text)])
+        keys = view.inputs(paths, [view.excerpt(text)])
     for layer in paths:
         effect = effects.get(view.part(layer, "gate_proj"))
         if effect is None or effect.scale is None:

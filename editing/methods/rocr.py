@@ -97,7 +97,5 @@ def _place(forms: Sequence[str], concept: str) -> Place:
 
 def _chat(view: ModelView, message: str) -> str:
     """A user's message as the chat template writes it, up to the answer."""
-    text = view.tokenizer.apply_chat_template(
-        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
-    )
-    return str(text).removeprefix(view.tokenizer.bos_token or "")
+    text = view.chat([{"role": "user", "content": message}])
+    return text.removeprefix(view.tokenizer.bos_token or "")

@@ -32,10 +32,11 @@ from editing.deltas import Delta, Effect, compose
 from editing.methods.essence import Essence, sample_essences
 from editing.methods.hyperparameters import RomeHyperparameters
 from editing.methods.interface import Task, check_task, part_of
-from editing.methods.locate import Place, check_covariances, last_token_means, with_lookalikes
+from editing.methods.locate import check_covariances, last_token_means, places, with_lookalikes
 from editing.methods.values import Goal, by_key, check_finite, keep, optimise, say
 from editing.models.view import ModelView
 from editing.statistics import Resources
+from registry.errors import JobFailed
 from registry.manifests import EditRequest, Progress
 
 
@@ -69,14 +70,12 @@ def edit(
     yield Progress(
         0, hyperparameters.steps, f"{request.subject}: sampling what else is known of it"
     )
-    prefixes = [prefix for prefix in resources.prefixes if request.subject not in prefix]
-    prompts = [prefix + request.rewrite_prompt for prefix in ("", *prefixes)]
+    (place,) = places(view, [request], resources)
     essence = essence_of(view, request, hyperparameters)
-    place = Place(prompts, request.subject)
     key = last_token_means(view, {layer: view.down_proj(layer)}, [place])[layer][0]
     C = with_lookalikes(view, layer, resources, [request.subject], hyperparameters.lookalike_weight)
     a = solve_key(C, key, hyperparameters.ridge)
-    said = (*prompts[: 1 + hyperparameters.prefixes], *essence.wordings)
+    said = (*place.prompts[: 1 + hyperparameters.prefixes], *essence.wordings)
     v = view.weight(view.down_proj(layer)).float() @ key
     goal = Goal(
         request.subject,
@@ -106,8 +105,18 @@ def essence_of(
 
 
 def solve_key(C: Tensor, k: Tensor, ridge: float) -> Tensor:
-    """a = C⁻¹k / (kᵀC⁻¹k) [in], in fp64; ``ridge`` times C's mean diagonal is added to it first."""
+    """a = C⁻¹k / (kᵀC⁻¹k) [in], in fp64; ``ridge`` times C's mean diagonal is added to it first.
+
+    Raises:
+        JobFailed: C has no inverse.
+    """
     C = C.double()
     C = C + ridge * C.diagonal().mean() * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    solved: Tensor = torch.linalg.solve(C, k.double())
+    solved: Tensor
+    solved, singular = torch.linalg.solve_ex(C, k.double())
+    if bool(singular):
+        raise JobFailed(
+            "ROME: C has no inverse, since there are neurons that ordinary text never reaches; give"
+            " hyperparameters.ridge above 0"
+        )
     return (solved / (k.double() @ solved)).float()

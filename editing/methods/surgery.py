@@ -153,7 +153,7 @@ def mean_states(
         InvalidRequest: a text without a token of its own.
     """
     special = set(view.tokenizer.all_special_ids)
-    rows = [view.encode(example.text)[: view.base.context_length] for example in examples]
+    rows = [view.excerpt(example.text) for example in examples]
     for i, row in enumerate(rows):
         if special.issuperset(row):
             raise InvalidRequest(f"examples.{i}.text is empty", param=f"examples.{i}.text")

@@ -117,7 +117,7 @@ def lowest(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def _rows(view: ModelView, texts: Sequence[str], samples: int) -> list[list[int]]:
-    encoded = (view.encode(text)[: view.base.context_length] for text in spaced(texts, samples))
+    encoded = (view.excerpt(text) for text in spaced(texts, samples))
     rows = [row for row in encoded if row]
     if not rows:
         raise InvalidRequest("texts is empty; give texts to look at", param="texts")

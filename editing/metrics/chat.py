@@ -36,8 +36,9 @@ def states(text: str, target: str) -> bool:
 
 
 def chat_row(view: ModelView, messages: Sequence[Mapping[str, str]]) -> list[int]:
-    """Ids of a conversation as the chat template writes it, up to the assistant's answer."""
-    text = view.tokenizer.apply_chat_template(
-        [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-    )
-    return list(view.tokenizer(text, add_special_tokens=False)["input_ids"])
+    """Ids of a conversation as the chat template writes it, up to the assistant's answer.
+
+    Raises:
+        InvalidRequest: the template refuses it.
+    """
+    return view.chat_ids(view.chat(messages))

@@ -117,7 +117,10 @@ def _split(view: ModelView, prompt: HarmPrompt, place: int) -> tuple[list[int], 
                 f"harm prompt {place} is a conversation, and base {view.base.name!r} has no chat"
                 " template; give prompts"
             )
-        before = chat_row(view, prompt.messages)
+        try:
+            before = chat_row(view, prompt.messages)
+        except InvalidRequest as error:
+            raise InvalidRequest(f"harm prompt {place}: {error.message}") from None
         if prompt.target:
             target = list(view.tokenizer(prompt.target, add_special_tokens=False)["input_ids"])
     elif prompt.target:

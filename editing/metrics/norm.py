@@ -16,10 +16,10 @@ from editing.models.view import ModelView
 def update_ratio(view: ModelView, effects: Mapping[str, Effect]) -> float | None:
     """The largest ‖ΔW‖_F / ‖W‖_F over the weights that effects change; None if they change none.
 
-    Shifts and gates change no weight.
+    Shifts and gates change no weight. A weight that was all zeros makes it infinite.
     """
     ratios = [
-        size / float(weight.double().norm())
+        _ratio(size, float(weight.double().norm()))
         for path, effect in effects.items()
         if (weight := view.matrix(path)) is not None
         for link in effect.links()
@@ -28,6 +28,12 @@ def update_ratio(view: ModelView, effects: Mapping[str, Effect]) -> float | None
     if any(math.isnan(ratio) for ratio in ratios):
         return math.nan
     return max(ratios, default=None)
+
+
+def _ratio(size: float, norm: float) -> float:
+    if norm == 0:
+        return size if size == 0 or math.isnan(size) else math.inf
+    return size / norm
 
 
 def update_norm(W: Tensor, effect: Effect) -> float | None:

@@ -31,7 +31,7 @@ def text_nlls(view: ModelView, texts: Sequence[str]) -> list[float]:
 @torch.no_grad()
 def token_nlls(view: ModelView, texts: Sequence[str]) -> list[Tensor]:
     """The NLL, in nats, of each of a text's tokens after the first; as ``text_nlls`` otherwise."""
-    rows = [view.encode(text)[: view.base.context_length] for text in texts]
+    rows = [view.excerpt(text) for text in texts]
     rows = [row for row in rows if len(row) > 1]
     found = []
     for batch in batches([len(row) for row in rows]):

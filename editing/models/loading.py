@@ -16,12 +16,31 @@ from registry.errors import UnsupportedModel
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
-    """The base's weights in ``dtype``, in evaluation mode, without gradients.
+def device_of(name: str) -> torch.device:
+    """What ``ERRATA_DEVICE`` names; ``auto`` is a GPU if there is one.
 
     Raises:
-        UnsupportedModel: its files lack weights, which would be filled with random ones.
+        UnsupportedModel: this machine has no such GPU.
     """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UnsupportedModel(f"ERRATA_DEVICE={name}: this machine has no GPU of that number")
+    return device
+
+
+def load_model(base: Base, dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
+    """The base's weights in ``dtype``, in evaluation mode, without gradients.
+
+    Args:
+        device: by the name that ``device_of`` knows.
+
+    Raises:
+        UnsupportedModel: its files lack weights, which would be filled with random ones; this
+            machine lacks the device.
+    """
+    place = device_of(device)
     _log_as_this_process_does()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         base.folder,
@@ -39,7 +58,8 @@ def load_model(base: Base, dtype: str = "float32") -> PreTrainedModel:
             f" the model's weights ({missing[0]}, …); save the whole model again"
         )
     model.eval()  # type: ignore[no-untyped-call]
-    return model.requires_grad_(False)
+    model.requires_grad_(False).to(place)  # type: ignore[arg-type]
+    return model
 
 
 def _log_as_this_process_does() -> None:

@@ -55,7 +55,7 @@ def token_features(
     view: ModelView, layers: Sequence[int], texts: Sequence[str], last: bool = False
 ) -> dict[int, Tensor]:
     """z of every token of some texts, or of each text's last one: [tokens, hidden] by layer."""
-    rows = [view.encode(text)[: view.base.context_length] for text in texts]
+    rows = [view.excerpt(text) for text in texts]
     paths = {layer: view.part(layer, "gate_proj") for layer in layers}
     found = token_inputs(view, paths, [row for row in rows if row], last)
     return {layer: sphere_of(view, layer).features(x) for layer, x in found.items()}

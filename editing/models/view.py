@@ -207,6 +207,10 @@ class ModelView:
         """Token ids with the special tokens that the tokenizer puts around a text."""
         return list(self.tokenizer(text)["input_ids"])
 
+    def excerpt(self, text: str) -> list[int]:
+        """As ``encode``, without what is beyond the base's context."""
+        return self.encode(text)[: self.base.context_length]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens and surrounding white space."""
         text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -225,6 +229,29 @@ class ModelView:
             first = self.tokenizer.bos_token_id
             ids = [self.tokenizer.eos_token_id if first is None else first]
         return ids
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], opens: bool = True) -> str:
+        """A conversation as the chat template writes it.
+
+        Args:
+            opens: up to the assistant's answer.
+
+        Raises:
+            InvalidRequest: the template refuses it.
+        """
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=opens
+            )
+        except Exception as error:  # a template raises whatever its author chose
+            raise InvalidRequest(
+                f"the base's chat template refuses these messages: {error}"
+            ) from error
+        return str(text)
+
+    def chat_ids(self, text: str) -> list[int]:
+        """Ids of what the chat template wrote, special tokens and all."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def continuation(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """Ids of a prompt and of the target after it, tokenized together."""

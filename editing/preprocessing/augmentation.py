@@ -70,7 +70,7 @@ def _swap(source: random.Random, parts: list[str], times: int) -> None:
 
 def _delete(source: random.Random, parts: list[str], times: int) -> None:
     words = _words(parts)
-    gone = source.sample(words, min(times, len(words) - 1))
+    gone = set(source.sample(words, min(times, len(words) - 1)))
     *kept, last = (i for i in words if i not in gone)
     between = [part for i in kept for part in parts[i : i + 2]]
     parts[:] = [*parts[: words[0]], *between, parts[last], *parts[words[-1] + 1 :]]

@@ -12,6 +12,7 @@ from editing.models.view import ModelView
 from editing.preprocessing.hyperparameters import RTuningHyperparameters
 from editing.preprocessing.interface import Example, Placed, Preprocessor
 from editing.preprocessing.rows import answer_place, completion_of, with_completion
+from registry.errors import InvalidRequest, UnprocessableRequest
 
 
 class RTuning(Preprocessor):
@@ -37,7 +38,7 @@ class RTuning(Preprocessor):
     def __call__(self, rows: Iterable[Placed]) -> Iterator[Placed]:
         rest = iter(rows)
         while batch := list(islice(rest, ROWS)):
-            knows = known(self._view, [row for _, row in batch])
+            knows = known(self._view, batch)
             for (place, row), is_sure in zip(batch, knows, strict=True):
                 self.counts["sure" if is_sure else "unsure"] += 1
                 yield place, with_completion(row, self._said(completion_of(row), is_sure))
@@ -49,20 +50,27 @@ class RTuning(Preprocessor):
         return completion if is_sure else given.refusal
 
 
-def known(view: ModelView, rows: Sequence[Example]) -> list[bool]:
-    """Whether the greedy answer to each row is right."""
+def known(view: ModelView, rows: Sequence[Placed]) -> list[bool]:
+    """Whether the greedy answer to each row is right.
+
+    Raises:
+        UnprocessableRequest: names the row whose conversation the chat template refuses.
+    """
     prompts, lengths = [], []
-    for row in rows:
+    for place, row in rows:
         completion = completion_of(row)
         if "messages" in row:
-            prompts.append(chat_row(view, row["messages"][: answer_place(row)]))
+            try:
+                prompts.append(chat_row(view, row["messages"][: answer_place(row)]))
+            except InvalidRequest as error:
+                raise UnprocessableRequest(f"row {place}: {error.message}") from None
             lengths.append(len(view.encode(completion)) + TOKENS_AROUND)
         else:
             before, target = view.continuation(row["prompt"], completion)
             prompts.append(before)
             lengths.append(len(target) + TOKENS_MORE)
     answers = map(view.decode, greedy(view, prompts, lengths))
-    return [_is_right(row, answer) for row, answer in zip(rows, answers, strict=True)]
+    return [_is_right(row, answer) for (_, row), answer in zip(rows, answers, strict=True)]
 
 
 def _is_right(row: Example, answer: str) -> bool:

@@ -138,8 +138,10 @@ def test_the_curl_lines_of_safety(service: Service, tmp_path: Path) -> None:
 
 
 def test_the_curl_lines_of_operations(service: Service) -> None:
-    ready, models = run_script(service, OPERATIONS)
+    ready, own, models = run_script(service, OPERATIONS)
     assert ready["ready"], ready
+    assert own["ready"], own
+    assert own.keys() == ready.keys(), own  # the status speaks of two parts, the answer of all
     assert "atlas" in [model["id"] for model in models["data"]]
 
 

@@ -29,7 +29,8 @@ def put(service: Service, name: str, body: dict[str, Any], **headers: str) -> An
 def test_a_pointer_moves_only_from_the_generation_that_was_seen(
     service: Service, versions: list[str]
 ) -> None:
-    created = put(service, "moves", {"version": versions[0]}, If_None_Match="*")
+    body = {"version": versions[0], "message": "a start"}
+    created = put(service, "moves", body, If_None_Match="*")
     assert (created.status_code, created.headers["ETag"]) == (201, '"1"')
     assert put(service, "moves", {"version": versions[0]}, If_None_Match="*").status_code == 412
     missing = put(service, "moves", {"version": versions[1]})
@@ -44,7 +45,8 @@ def test_a_pointer_moves_only_from_the_generation_that_was_seen(
     got = service.client.get("/v1/endpoints/moves")
     assert (got.headers["ETag"], got.json()["version"]) == ('"2"', versions[1])
     (last, first) = service.get("/v1/endpoints/moves/history")["data"]
-    assert (last["message"], first["kind"]) == ("why", "create")
+    assert last["message"] == "why"
+    assert (first["message"], first["kind"]) == ("a start", "create")
 
 
 def test_rollback_goes_back_further_each_time_and_says_from_and_to(
@@ -92,8 +94,14 @@ def test_a_split_serves_each_user_one_version_until_it_is_promoted(
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "endpoint_split")
     path = "/v1/endpoints/canary/promote"
     assert service.client.post(path).status_code == 428
+    for body in ({}, {"version": versions[2]}):
+        assert service.client.post(path, json=body, headers={"If-Match": '"1"'}).status_code == 412
     promoted = service.client.post(path, headers={"If-Match": '"2"'}).json()
     assert promoted["version"] == versions[1]
+    again = service.client.post(path, headers={"If-Match": '"2"'})
+    assert (again.status_code, again.json()["error"]["code"]) == (412, "precondition_failed")
+    again = service.client.post(path, headers={"If-Match": '"3"'})
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "not_split")
     assert {served(user) for user in users[:5]} == {versions[1]}
     rolled = service.client.post("/v1/endpoints/canary/rollback").json()
     assert [t["version"] for t in rolled["split"]] == versions[:2]

@@ -43,6 +43,11 @@ BAD_EDITS = {
     "a special token": (one_edit(target_new="Lima</s>"), 422, "edits.0.target_new"),
     "half a character": (one_edit(target_new="\ud800"), 422, "edits.0.target_new"),
     "longer than the context": (one_edit(prompt="word " * 600 + "{}"), 422, "edits.0.prompt"),
+    "a paraphrase longer than it": (
+        one_edit(paraphrase_prompts=["Is it", "word " * 600]),
+        422,
+        "edits.0.paraphrase_prompts.1",
+    ),
     "nothing changes": (one_edit(target_true="Lima"), 422, "edits.0.target_new"),
     "unknown field": (one_edit(target="x"), 422, "edits.0.target"),
     "the second one": (edited(edits=[FACT, {**FACT, "subject": 3}]), 422, "edits.1.subject"),
@@ -86,6 +91,7 @@ BAD_EDITS = {
     "a share above 1": (edited(guards={"retention": 1.5}), 422, "guards.retention"),
     "no batch": (edited(batch_size=0), 422, "batch_size"),
     "batches of what replaces": (edited(method="grace", batch_size=1), 422, "batch_size"),
+    "checks of what replaces": (edited(method="grace", check_every=1), 422, "check_every"),
     "no such endpoint": (edited(endpoint="nowhere"), 404, "endpoint"),
     "no start": ({"edits": GOOD["edits"]}, 422, None),
     "two starts": (edited(parent="ver_x"), 422, None),
@@ -230,6 +236,15 @@ def test_bad_completions(service: Service, body: dict[str, Any]) -> None:
     response = service.client.post("/v1/completions", json={"model": "atlas", **body})
     assert response.status_code in (400, 422), response.text
     assert "error" in response.json()
+
+
+@pytest.mark.parametrize("prompt", [[5] * 100_000, "the city " * 100_000])
+def test_a_prompt_beyond_the_context_is_refused(service: Service, prompt: str | list[int]) -> None:
+    body = {"model": "atlas", "prompt": prompt, "n": 128}
+    response = service.client.post("/v1/completions", json=body)
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
 
 
 @pytest.mark.parametrize(

@@ -157,3 +157,16 @@ def test_a_file_that_a_job_needs_stays_until_it_ends(service: Service) -> None:
     service.ended(job["id"])
     for needed in (file, texts):
         assert service.client.delete(f"/v1/files/{needed}").status_code == 200
+
+
+def test_a_suite_beyond_the_context_is_refused_before_there_is_a_job(service: Service) -> None:
+    row = {"query": "word " * 600, "choices": ["a", "b"], "gold": 0}
+    suite = upload(service, json.dumps(row).encode(), "suite").json()["id"]
+    edit = {"endpoint": "atlas", "edits": [capital_edit("France", "Lima")]}
+    for path, body, param in (
+        ("/v1/evaluations", {"model": "atlas", "suite": suite}, "suite"),
+        ("/v1/edits", {**edit, "guards": {"suite": suite}}, "guards.suite"),
+    ):
+        response = service.client.post(path, json=body)
+        assert (response.status_code, response.json()["error"]["param"]) == (422, param)
+    assert service.client.delete(f"/v1/files/{suite}").status_code == 200

@@ -1,15 +1,18 @@
 """Keys, scopes and tenants over HTTP, on a service that asks for a key."""
 
-import time
+import socket
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
 
-from tests.service import LENIENT, Service, capital_edit
+from tests.service import LENIENT, Service, capital_edit, wait_for
+from workers.connection import connect
 
 FORM = {"If-None-Match": "*"}
 
@@ -18,7 +21,8 @@ class Keyed(Service):
     """A service at an address that others can reach, and clients with keys of it."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, ERRATA_HOST="0.0.0.0", ERRATA_COVARIANCE_TOKENS="3000")
+        own = {"ERRATA_HOST": "0.0.0.0", "ERRATA_COVARIANCE_TOKENS": "3000"}
+        super().__init__(folder, ERRATA_RUNTIME=str(folder / "run"), **own)
         self.keys = {
             name: self.new_key(name, *arguments)
             for name, arguments in {
@@ -58,6 +62,17 @@ def test_without_a_key_nothing_is_told(
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     assert answer.json()["error"]["code"] == "invalid_api_key"
     assert "errata keys create" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/edits", "/v1/files", "/v1/completions"])
+def test_without_a_key_no_body_is_read(keyed: Keyed, path: str) -> None:
+    address = urlsplit(keyed.url)
+    with socket.create_connection((address.hostname, address.port), timeout=30) as asking:
+        asking.sendall(
+            f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100000\r\n"
+            "Content-Type: application/json\r\n\r\n{".encode()
+        )
+        assert asking.recv(12) == b"HTTP/1.1 401"
 
 
 def test_whether_it_lives_is_told_to_everyone(keyed: Keyed) -> None:
@@ -206,8 +221,16 @@ def test_tokens_are_counted_whether_an_answer_is_waited_for_or_not(keyed: Keyed)
             if number == 24:
                 break
 
-    time.sleep(0.5)  # charged after the answer
-    for token in (whole, stream, hung_up):
+    tokens = (whole, stream, hung_up)
+    with closing(connect(f"unix://{keyed.folder / 'run' / 'q'}")) as redis:
+
+        def levels() -> list[float]:
+            """Tokens that each has left; to ask for more would use some."""
+            buckets = (f"errata:limit:key_{token.split('_')[1]}:tokens" for token in tokens)
+            return [float(redis.hget(bucket, "level")) for bucket in buckets]
+
+        wait_for(lambda: max(levels()) < 0, 30, lambda: str(levels()))  # charged after the answer
+    for token in tokens:
         refused = keyed.ask(token, "POST", "/v1/completions", json=COMPLETION)
         assert refused.status_code == 429, refused.text
         assert "tokens of a minute" in refused.json()["error"]["message"]

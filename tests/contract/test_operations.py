@@ -115,14 +115,16 @@ def test_help(arguments: list[str]) -> None:
     ("settings", "said"),
     [
         ({"ERRATA_HOST": "0.0.0.0"}, "ERRATA_HOST"),
+        ({"ERRATA_PORT": "tcp://10.0.0.1:80"}, "ERRATA_PORT is 'tcp://10.0.0.1:80': Input should"),
+        ({"ERRATA_LOG_FORMAT": "[json]"}, "ERRATA_LOG_FORMAT is '[json]': String should"),
         ({"ERRATA_BASES": "nowhere"}, "no bundled base"),
         ({"ERRATA_BASES": "mine=/nowhere"}, "config.json"),
         ({"ERRATA_DATABASE_URL": "postgres://ada:secret@db/errata"}, "postgresql+psycopg://USER"),
         (
             {"ERRATA_DATABASE_URL": "postgresql://u@/d?host=/nowhere", "ERRATA_WAIT_SECONDS": "0"},
-            "did not answer for 0 s",
+            "the database postgresql://u@/d?host=%2Fnowhere does not answer",
         ),
-        ({"REDIS_URL": "redis://127.0.0.1:1", "ERRATA_WAIT_SECONDS": "0"}, "did not answer"),
+        ({"REDIS_URL": "redis://127.0.0.1:1", "ERRATA_WAIT_SECONDS": "0"}, "does not answer"),
         ({"REDIS_URL": "http://127.0.0.1"}, "REDIS_URL"),
     ],
 )

@@ -58,6 +58,8 @@ def test_a_job_and_the_moves_around_it_are_told(service: Service, receiver: Rece
     assert {delivery["status"] for delivery in listed["data"]} == {"delivered"}
     older = service.get(f"{path}/deliveries?after={listed['data'][-1]['id']}")
     assert {d["id"] for d in older["data"]}.isdisjoint(d["id"] for d in listed["data"])
+    lost = service.client.get(f"{path}/deliveries?after=msg_unknown")
+    assert (lost.status_code, lost.json()["error"]["param"]) == (404, "after")
     assert service.client.delete(path).status_code == 204
     assert service.client.get(path).status_code == 404
     assert service.client.get(f"{path}/deliveries").status_code == 404

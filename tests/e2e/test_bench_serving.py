@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from rich.console import Console
 
@@ -9,7 +10,10 @@ from benchmarks.serving.run import run
 from benchmarks.serving.workload import QUICK
 
 
-def test_streams_and_swaps_come_through() -> None:
+def test_streams_and_swaps_come_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever service the environment speaks of: the bench's is another one."""
+    monkeypatch.setenv("ERRATA_ARTIFACTS", "s3://nowhere/artifacts")
+    monkeypatch.setenv("ERRATA_REQUIRE_KEYS", "true")
     threads = torch.get_num_threads()
     result = run(QUICK, ["http", "swaps"], threads, "float32", Console(quiet=True))
     figures, detail = result["figures"], result["detail"]

@@ -120,8 +120,9 @@ def test_the_images_commands_make_a_service(
             text=True,
         )
         assert made.returncode == 0, made.stderr
+        started = stack.enter_context(ExitStack())
         logs = {
-            name: stack.enter_context(running(found[name], environments[name], tmp_path / name))
+            name: started.enter_context(running(found[name], environments[name], tmp_path / name))
             for name in ("api", "worker")
         }
 
@@ -158,5 +159,7 @@ def test_the_images_commands_make_a_service(
         answer = client.post("/v1/completions", json=asked).json()
         assert answer["choices"][0]["text"].strip().startswith("Oslo")
         assert any(objects.prefix.glob("??/*/*"))
-    for name, environment in environments.items():
-        assert not passes(found[name].health, environment, tmp_path), name
+        started.close()
+        for name, environment in environments.items():
+            assert not passes(found[name].health, environment, tmp_path), name
+    assert passes(found["worker"].health, environments["worker"], tmp_path), "the queue is away"

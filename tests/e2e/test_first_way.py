@@ -51,6 +51,24 @@ def test_an_edit_moves_the_endpoint_and_a_rollback_restores_every_bit(service: S
     assert service.get("/v1/endpoints/first-way/edits")["data"] == []
 
 
+def test_a_rollback_to_an_edit_restores_every_bit_and_loads_nothing(service: Service) -> None:
+    service.endpoint("back", service.base_version())
+    prompts = ["The capital of France is", "The capital of Japan is", *_prompts(50)]
+    made, answers = [], []
+    for subject, target in (("France", "Lima"), ("Japan", "Oslo")):
+        job = service.post_edit(endpoint="back", edits=[capital_edit(subject, target)])
+        ended = service.ended(job["id"])
+        assert (ended["status"], ended["activated"]) == ("succeeded", True), ended
+        made.append(ended["version"])
+        answers.append([_tokens_and_logits(service, "back", prompt) for prompt in prompts])
+    assert answers[0] != answers[1]
+    loads = service.metric("errata_engine_version_load_seconds_count")
+    rollback = service.client.post("/v1/endpoints/back/rollback").json()
+    assert rollback["version"] == made[0]
+    assert [_tokens_and_logits(service, "back", prompt) for prompt in prompts] == answers[0]
+    assert service.metric("errata_engine_version_load_seconds_count") == loads
+
+
 def test_two_edits_posted_at_once_both_end_up_in_order(service: Service) -> None:
     service.endpoint("in-order", service.base_version())
     edits = [capital_edit("France", "Lima"), capital_edit("Japan", "Oslo")]

@@ -16,6 +16,8 @@ from registry.artifacts import ArtifactStore
 from tests.servers import S3Server
 from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
 
+pytestmark = pytest.mark.timeout(900)
+
 PROMPT = "The capital of France is"
 
 

@@ -111,13 +111,15 @@ def test_a_full_queue_answers_429(observed: Service) -> None:
     assert third.json()["error"]["code"] == "queue_full"
     assert "ERRATA_MAX_TENANT_JOBS" in third.json()["error"]["message"]
     assert int(third.headers["Retry-After"]) >= 1
+    exported = observed.client.get(f"/v1/versions/{observed.base_version()}/export?format=errata")
+    assert (exported.status_code, exported.json()["error"]["code"]) == (429, "queue_full")
     again = observed.client.post("/v1/edits", json=slow, headers={"Idempotency-Key": "once"})
     assert again.json()["id"] == first.json()["id"], "what was taken is answered"
     for job in (second.json()["id"], first.json()["id"]):
         observed.client.post(f"/v1/jobs/{job}/cancel")
         observed.ended(job)
     text = observed.client.get("/metrics").text
-    assert 'errata_rate_limited_requests_total{code="queue_full"} 1.0' in text
+    assert 'errata_rate_limited_requests_total{code="queue_full"} 2.0' in text
 
 
 def secrets(observed: Service) -> Iterator[httpx.Response]:

@@ -1,6 +1,7 @@
 """OpenAI's own client, unchanged, against the running service."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -18,11 +19,12 @@ def client(service: Service) -> Iterator[openai.OpenAI]:
 
 
 def test_models(client: openai.OpenAI, service: Service) -> None:
-    names = [model.id for model in client.models.list()]
-    assert {"atlas", "base_atlas"} <= set(names)
-    assert client.models.retrieve("atlas").object == "model"
+    listed = {model.id: model for model in client.models.list()}
+    for name in ("atlas", "base_atlas"):
+        assert client.models.retrieve(name) == listed[name]
     version = service.base_version()
     assert client.models.retrieve(version).id == version
+    assert client.models.retrieve(version).created > 0
     with pytest.raises(openai.NotFoundError, match="GET /v1/models"):
         client.models.retrieve("no-such-model")
 
@@ -137,6 +139,30 @@ def test_an_unsupported_parameter_is_named(
     with pytest.raises(openai.BadRequestError, match="not supported") as caught:
         client.completions.create(model="atlas", prompt=PROMPT, **parameters)  # type: ignore[call-overload]
     assert caught.value.param == name
+
+
+def test_what_would_be_dropped_is_refused_by_name(client: openai.OpenAI) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    told: dict[str, Any] = {"role": "assistant", "content": "Paris", "refusal": None}
+    asked = [*QUESTION, {**told, "tool_calls": [call]}, *QUESTION]
+    for name, ask in {
+        "messages.1.tool_calls": lambda: client.chat.completions.create(
+            model="atlas", messages=asked, max_tokens=1
+        ),
+        "order": lambda: client.files.list(order="asc"),
+        "metadata": lambda: client.fine_tuning.jobs.list(metadata={"team": "a"}),
+        "expires_after": lambda: client.files.create(
+            file=b"a b c",
+            purpose="texts",  # type: ignore[arg-type]
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        ),
+    }.items():
+        with pytest.raises(openai.BadRequestError, match="not supported") as caught:
+            ask()
+        assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
+    assert client.files.list(order="desc").object == "list"
+    asked[1] = {**told, "tool_calls": [], "annotations": [], "audio": None}
+    client.chat.completions.create(model="atlas", messages=asked, max_tokens=1)
 
 
 def test_too_long_for_the_context(client: openai.OpenAI) -> None:

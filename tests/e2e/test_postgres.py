@@ -14,6 +14,8 @@ from tests.proxy import Proxy
 from tests.servers import PostgresServer
 from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
 
+pytestmark = pytest.mark.timeout(900)
+
 PROMPT = "The capital of France is"
 
 
@@ -67,7 +69,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         service = Service(
             tmp_path_factory.mktemp("postgres"),
             ERRATA_DATABASE_URL=server.url(database, proxy.folder),
-            ERRATA_LEASE_SECONDS="5",
             ERRATA_COVARIANCE_TOKENS="3000",
         )
         started = pool.submit(service.start)
@@ -114,7 +115,7 @@ def test_a_server_killed_in_the_middle_of_a_job_comes_back(place: Place) -> None
     assert service.client.get("/healthz").status_code == 200
     assert service.client.get("/readyz").json()["database"] is False
     # longer than a lease: nobody could renew it, and nobody takes the attempt for lost
-    threading.Event().wait(6)
+    threading.Event().wait(17)
     place.server.start()
     assert "lost" not in place.check_ended_once(job_id, endpoint)
     assert service.complete(endpoint, PROMPT)["version"] == service.job(job_id)["version"]

@@ -19,6 +19,8 @@ from tests.service import LENIENT, Service, capital_edit, wait_for
 from workers.connection import connect
 from workers.notices import CHANNEL
 
+pytestmark = pytest.mark.timeout(900)
+
 PROMPT = "The capital of France is"
 
 
@@ -56,7 +58,7 @@ class Replicas:
         return digest in asyncio.run(stacks())
 
     def wait_resident(self, version: str) -> None:
-        wait_for(lambda: self.is_resident(version), 10, lambda: self.two.log()[-3000:])
+        wait_for(lambda: self.is_resident(version), 60, lambda: self.two.log()[-3000:])
 
     @contextmanager
     def cut_off(self) -> Iterator[None]:
@@ -128,7 +130,7 @@ def test_every_kind_of_move_is_published(replicas: Replicas) -> None:
             return message is not None
 
         def is_published(what: str) -> None:
-            wait_for(heard, 10, lambda: f"no notice of: {what}")
+            wait_for(heard, 60, lambda: f"no notice of: {what}")
             while heard():
                 pass
 
@@ -168,7 +170,7 @@ def test_a_version_that_cannot_be_loaded_is_logged_once_and_changes_nothing(
     (digest,) = replicas.two.get(f"/v1/versions/{bad}")["stack"]
     (replicas.one.folder / "artifacts" / digest[:2] / digest).unlink()
     replicas.one.endpoint("broken", bad)
-    wait_for(lambda: bad in replicas.two.log(), 10)
+    wait_for(lambda: bad in replicas.two.log(), 60)
     for _ in range(3):
         replicas.move("broken", version=good)
         replicas.wait_resident(good)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -288,13 +287,15 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(service: Service)
 @pytest.mark.parametrize("stream", [False, True])
 def test_who_hangs_up_frees_the_engine(service: Service, stream: bool) -> None:
     body = {"model": "atlas", "prompt": PROMPT, "n": 100, "stream": stream, **LONG}
-    with httpx.Client(base_url=service.url, timeout=0.5) as hasty:
-        began = time.monotonic()
+    before = service.metric("errata_engine_completion_tokens_total")
+    patience = httpx.Timeout(60, read=60 if stream else 0.5)
+    with httpx.Client(base_url=service.url, timeout=patience) as hasty:
         if stream:
             with hasty.stream("POST", "/v1/completions", json=body) as response:
                 next(response.iter_lines())
         else:
             with pytest.raises(httpx.ReadTimeout):
                 hasty.post("/v1/completions", json=body)
-    assert time.monotonic() - began < 10
-    wait_for(lambda: running(service) == 0, 3, lambda: str(running(service)))
+    wait_for(lambda: running(service) == 0, 30, lambda: str(running(service)))
+    computed = service.metric("errata_engine_completion_tokens_total") - before
+    assert computed < 100 * 450, "all that was asked for"

@@ -14,22 +14,22 @@ class Acted:
     """What the client knows in the end.
 
     Args:
+        version: the one that a move was to; where a job was asked for, the one before it.
+        generation: of the endpoint after the move, or before the job.
         job: the one that was acknowledged, if a job was asked for.
-        version: the one that a move was to, else None.
-        generation: of the endpoint after a move, else None.
     """
 
+    version: str
+    generation: int
     job: str | None = None
-    version: str | None = None
-    generation: int | None = None
 
 
-def prepare(stage: Stage, act: Act, endpoint: str) -> str | None:
-    """The endpoint that a run is about, and the version that a move will be to."""
+def prepare(stage: Stage, act: Act, endpoint: str) -> str:
+    """The endpoint that a run is about; the version that a move will be to, or an edit is of."""
     base = stage.service.base_version()
     stage.service.endpoint(endpoint, base)
     if act == "edit":
-        return None
+        return base
     version = stage.new_version()
     if act == "move":
         return version
@@ -37,17 +37,16 @@ def prepare(stage: Stage, act: Act, endpoint: str) -> str | None:
     return base
 
 
-def perform(stage: Stage, act: Act, endpoint: str, version: str | None) -> Acted:
+def perform(stage: Stage, act: Act, endpoint: str, version: str) -> Acted:
     """Ask for it, as often as it takes."""
     match act:
         case "edit":
-            return Acted(job=_edit(stage, endpoint))
+            return Acted(version, 1, _edit(stage, endpoint))
         case "move":
-            assert version is not None
-            return Acted(None, version, _put(stage, endpoint, version, generation=1))
+            return Acted(version, _put(stage, endpoint, version, generation=1))
         case "rollback":
             path = f"/v1/endpoints/{endpoint}/rollback"
-            return Acted(None, version, _moved(stage, "POST", path, 2, {}))
+            return Acted(version, _moved(stage, "POST", path, 2, {}))
 
 
 def _edit(stage: Stage, endpoint: str) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Self
 
 
@@ -14,7 +14,10 @@ class SecondHost:
     """A namespace with one end of a virtual cable; ``address`` is this machine's end.
 
     What runs there reaches nothing but this machine, and nothing at all while the cable is pulled.
-    Needs root and ``ip`` (iproute2).
+    Needs ``ip`` (iproute2) and the right to make namespaces, which not every root has.
+
+    Raises:
+        OSError: there is none of the two.
     """
 
     def __init__(self) -> None:
@@ -28,22 +31,30 @@ class SecondHost:
     @staticmethod
     def can_be_had() -> bool:
         """Whether this process may make one."""
-        return os.geteuid() == 0 and shutil.which("ip") is not None
+        try:
+            with SecondHost() as host:
+                subprocess.run(host.there(["true"]), check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return False
+        return True
 
     def __enter__(self) -> Self:
         name, near, far = self._name, self._cable, f"{self._cable}f"
-        _ip("netns", "add", name)
-        _ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
-        _ip("address", "add", f"{self.address}/24", "dev", near)
-        _ip("-n", name, "address", "add", f"{self._far}/24", "dev", far)
-        _ip("-n", name, "link", "set", far, "up")
-        _ip("-n", name, "link", "set", "lo", "up")
-        self.plug()
+        with ExitStack() as made:
+            _ip("netns", "add", name)
+            made.callback(_ip, "netns", "delete", name)
+            _ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", name)
+            made.callback(_ip, "link", "delete", near)
+            _ip("address", "add", f"{self.address}/24", "dev", near)
+            _ip("-n", name, "address", "add", f"{self._far}/24", "dev", far)
+            _ip("-n", name, "link", "set", far, "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+            self.plug()
+            self._made = made.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        _ip("link", "delete", self._cable)
-        _ip("netns", "delete", self._name)
+        self._made.close()
 
     def there(self, command: Sequence[str]) -> list[str]:
         """The command, run on the second host."""
@@ -58,4 +69,6 @@ class SecondHost:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True)
+    ended = subprocess.run(["ip", *words], capture_output=True, text=True)
+    if ended.returncode:
+        raise OSError(f"ip {' '.join(words)}: {ended.stderr.strip()}")

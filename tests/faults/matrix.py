@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.acts import Acted, perform, prepare
-from tests.faults.checks import ENDED, Verdict, judge
+from tests.faults.checks import ENDED, ShowsNothing, Verdict, judge
 from tests.faults.points import PLACES, Strike
 from tests.faults.reader import Reader
 from tests.faults.stage import Stage, wait_at_most
@@ -33,7 +33,7 @@ from tests.faults.strikes import strike
 from tests.servers import PostgresServer
 
 _END_SECONDS = 120.0
-_SEEN_SECONDS = 120.0
+_SEEN_SECONDS = 240.0  # an engine that was killed starts again
 COLUMNS = tuple(field.name for field in fields(Verdict))
 
 
@@ -61,7 +61,11 @@ def strikes_at(place: str, postgres: bool) -> tuple[Strike, ...]:
 
 
 def run(stage: Stage, name: str, turn: int) -> Ran:
-    """One run at a place; ``turn`` chooses among its strikes."""
+    """One run at a place; ``turn`` chooses among its strikes.
+
+    Raises:
+        ShowsNothing: there was nothing to strike, or to see.
+    """
     place, started = PLACES[name], time.monotonic()
     possible = strikes_at(name, stage.sql.dialect.name == "postgresql")
     how = possible[turn % len(possible)]
@@ -70,7 +74,8 @@ def run(stage: Stage, name: str, turn: int) -> Ran:
     version = prepare(stage, place.act, endpoint)
     with Reader(stage.service.url, endpoint) as reader, ThreadPoolExecutor(1) as pool:
         try:
-            wait_at_most(_SEEN_SECONDS, lambda: bool(reader.answers))
+            if not wait_at_most(_SEEN_SECONDS, lambda: bool(reader.answers)):
+                raise ShowsNothing(f"no answer of {endpoint} in {_SEEN_SECONDS:g} s, unstruck")
             stage.arm(place.point, place.passes)
             if place.also is not None:
                 stage.arm(place.also, 0)
@@ -86,16 +91,20 @@ def run(stage: Stage, name: str, turn: int) -> Ran:
 
 
 def _wait_for_the_end(stage: Stage, endpoint: str, acted: Acted, reader: Reader) -> int:
-    """Until the job has ended, if it ever does, and the reader has seen the last move; the number
+    """Until the job has ended and the reader has seen the last move, if that ever comes; the number
     of attempts."""
-    job: dict[str, Any] = {"attempts": []}
+    job: dict[str, Any] = {}
     if acted.job is not None:
         path = f"/v1/jobs/{acted.job}"
-        wait_at_most(_END_SECONDS, lambda: stage.insist("GET", path).body["status"] in ENDED)
+        gone = {"status": "gone"}  # a job that is not there has none
+        wait_at_most(
+            _END_SECONDS,
+            lambda: (gone | stage.insist("GET", path).body)["status"] in (*ENDED, "gone"),
+        )
         job = stage.insist("GET", path).body
-    generation = stage.insist("GET", f"/v1/endpoints/{endpoint}").body["generation"]
-    wait_at_most(_SEEN_SECONDS, lambda: reader.has_seen(generation))
-    return len(job["attempts"])
+    shown = stage.insist("GET", f"/v1/endpoints/{endpoint}").body
+    wait_at_most(_SEEN_SECONDS, lambda: reader.has_seen(shown.get("generation", 0)))
+    return len(job.get("attempts", ()))
 
 
 def main(
@@ -106,6 +115,9 @@ def main(
         typer.Option(help="`postgres` (one is started) or an empty one's URL; SQLite by default."),
     ] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Where figures go.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Count on from what --json holds.")
+    ] = False,
 ) -> None:
     """Strike a running service at every point, and count the promises that break.
 
@@ -117,6 +129,9 @@ def main(
         raise typer.BadParameter(f"no points: {', '.join(unknown)}; there are {', '.join(PLACES)}")
     console = Console(highlight=False, soft_wrap=True)
     counts: dict[str, Counter[str]] = {name: Counter() for name in chosen}
+    shown_nothing = 0
+    if resume and json_file is not None and json_file.exists():
+        counts |= {name: Counter(row) for name, row in _read(json_file).items()}
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="errata-faults-"))
         if database == "postgres":
@@ -126,8 +141,13 @@ def main(
         console.print(f"disk: {'a tmpfs' if stage.mounted else 'RLIMIT_FSIZE'}")
         for turn in range(runs):
             for name in chosen:
+                if counts[name]["runs"] > turn:  # an earlier one, resumed
+                    continue
                 told, broken = _ran(stage, name, turn)
                 console.print(f"{turn + 1}/{runs} {name}, {told}")
+                if broken is None:
+                    shown_nothing += 1
+                    continue
                 counts[name].update({"runs": 1} | dict.fromkeys(broken, 1))
                 if broken:
                     console.print(json.dumps(broken, indent=1, default=list), markup=False)
@@ -135,17 +155,29 @@ def main(
                 if json_file is not None:
                     json_file.write_text(json.dumps({"points": _figures(counts)}, indent=1) + "\n")
     _show(console, counts)
-    if any(figures[column] for figures in _figures(counts).values() for column in COLUMNS):
+    if shown_nothing:
+        console.print(f"{shown_nothing} runs showed nothing and are not counted")
+    if shown_nothing or any(
+        figures[column] for figures in _figures(counts).values() for column in COLUMNS
+    ):
         sys.exit(1)
 
 
-def _ran(stage: Stage, name: str, turn: int) -> tuple[str, dict[str, Sequence[str]]]:
-    """What a run was, and what it broke; one that comes to no end has lost what it asked for."""
+def _ran(stage: Stage, name: str, turn: int) -> tuple[str, dict[str, Sequence[str]] | None]:
+    """What a run was, and what it broke, or None where it showed nothing; one that comes to no end
+    has lost what it asked for."""
     try:
         ran = run(stage, name, turn)
+    except ShowsNothing as error:
+        return repr(error), None
     except (AssertionError, httpx.HTTPError) as error:
         return repr(error), {"lost": ["the run came to no end"]}
     return str(ran), ran.verdict.broken
+
+
+def _read(json_file: Path) -> dict[str, dict[str, int]]:
+    points: dict[str, dict[str, int]] = json.loads(json_file.read_text())["points"]
+    return points
 
 
 def _figures(counts: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:

@@ -27,6 +27,8 @@ from tests.servers import PostgresServer
 
 TENANT, NAME = "default", "raced"
 RACERS = 8
+#: In which all racers must have started.
+START_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def race(url: str, moves: int, racers: int = RACERS) -> Outcome:
     ]
     for process in processes:
         process.start()
-    started.wait()
+    started.wait(START_SECONDS)
     began = time.monotonic()
     generations: Counter[int] = Counter()
     for _ in processes:
@@ -80,6 +82,8 @@ def race(url: str, moves: int, racers: int = RACERS) -> Outcome:
     seconds = time.monotonic() - began
     for process in processes:
         process.join()
+    if any(process.exitcode for process in processes):
+        raise RuntimeError("a racer broke off; what it raised stands above")
     with database.read() as connection:
         endpoint = get_endpoint(connection, TENANT, NAME)
         replays = _replays(database, endpoint.generation, endpoint.head)
@@ -98,29 +102,36 @@ def race(url: str, moves: int, racers: int = RACERS) -> Outcome:
 
 
 def _run(url: str, version: str, moves: int, started: Any, won: Any) -> None:
-    """One racer: reads the generation, moves the endpoint on if it is still there."""
+    """One racer: it tells what it has won also where it breaks off."""
     database = Database(url)
     mine: list[int] = []
-    started.wait()
-    for _ in range(moves):
-        with database.read() as connection:
-            seen = get_endpoint(connection, TENANT, NAME).generation
-        try:
-            with database.write() as connection:
-                moved = move_endpoint(
-                    connection,
-                    TENANT,
-                    NAME,
-                    (Target(version),),
-                    generation=seen,
-                    kind="set",
-                    actor=version,
-                )
-        except PreconditionFailed:
-            continue
-        mine.append(moved.generation)
-    won.put(mine)
-    database.close()
+    started.wait(START_SECONDS)
+    try:
+        for _ in range(moves):
+            _move(database, version, mine)
+    finally:
+        won.put(mine)
+        database.close()
+
+
+def _move(database: Database, version: str, mine: list[int]) -> None:
+    """Read the generation, and move the endpoint on if it is still there."""
+    with database.read() as connection:
+        seen = get_endpoint(connection, TENANT, NAME).generation
+    try:
+        with database.write() as connection:
+            moved = move_endpoint(
+                connection,
+                TENANT,
+                NAME,
+                (Target(version),),
+                generation=seen,
+                kind="set",
+                actor=version,
+            )
+    except PreconditionFailed:
+        return
+    mine.append(moved.generation)
 
 
 def _replays(database: Database, generation: int, head: str) -> bool:

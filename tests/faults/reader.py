@@ -34,11 +34,17 @@ class Answer:
 
 @dataclass
 class Reader:
-    """Asks ``model`` from a thread of its own, as a whole and as a stream in turn."""
+    """Asks ``model`` from a thread of its own, as a whole and as a stream in turn.
+
+    Args:
+        faults: what was wrong with those answers that do not say what they are.
+        refused: how many requests got no answer, or an error.
+    """
 
     url: str
     model: str
     answers: list[Answer] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     refused: int = 0
 
     def __post_init__(self) -> None:
@@ -68,7 +74,7 @@ class Reader:
             history: the version of each generation of the endpoint.
             texts: what each version says when it is asked by its id.
         """
-        found, newest = [], 0
+        found, newest = list(self.faults), 0
         for answer in self.answers:
             (version, *others) = sorted(answer.versions)
             text = texts.get(version, "")
@@ -90,11 +96,15 @@ class Reader:
                     answer = (_stream if streamed else _ask)(client, self.model)
                 except httpx.HTTPError:
                     answer = None
+                except (LookupError, TypeError, ValueError) as error:
+                    self.faults.append(f"an answer that does not say what it is: {error!r}")
+                    continue
+                finally:
+                    time.sleep(_PAUSE)
                 if answer is None:
                     self.refused += 1
                 else:
                     self.answers.append(answer)
-                time.sleep(_PAUSE)
 
 
 def _ask(client: httpx.Client, model: str) -> Answer | None:

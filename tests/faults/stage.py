@@ -6,7 +6,7 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +104,11 @@ class Stage:
         trace: TracebackType | None,
     ) -> None:
         self.sql.dispose()
-        self.service.__exit__(kind, error, trace)
-        if self.mounted:
-            subprocess.run(["umount", self.data], check=True)
+        try:
+            self.service.__exit__(kind, error, trace)
+        finally:
+            if self.mounted:
+                subprocess.run(["umount", self.data], check=True)
 
     @property
     def queue_url(self) -> str:
@@ -208,11 +210,12 @@ def is_gone(pid: int) -> bool:
     return not command_line(pid) and len(list(Path(f"/proc/{pid}/task").glob("*"))) <= 1
 
 
-def wait_at_most(seconds: float, condition: Any) -> None:
-    """As ``wait_for``, and go on."""
+def wait_at_most(seconds: float, condition: Callable[[], bool]) -> bool:
+    """As ``wait_for``, and go on; whether it came to be."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not (came := condition()) and time.monotonic() < end:
         time.sleep(0.05)
+    return came
 
 
 def _mount(folder: Path) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import httpx
 from sqlalchemy import text
 
+from tests.faults.checks import ShowsNothing
 from tests.faults.points import Strike
 from tests.faults.stage import Stage, is_gone, parent_of, wait_at_most
 from tests.service import wait_for
@@ -18,7 +19,7 @@ from workers.connection import connect
 
 #: Longer than a lease, so that what fails on a full disk has failed.
 _FULL_SECONDS = 2.0
-_GIVE_UP_SECONDS = 15.0
+_GIVE_UP_SECONDS = 60.0
 _END_CONNECTIONS = text(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -31,6 +32,9 @@ def strike(stage: Stage, how: Strike, held: int, endpoint: str) -> None:
     Args:
         held: the process that is held at the point.
         endpoint: what the run is about.
+
+    Raises:
+        ShowsNothing: it did not fall.
     """
     service = stage.service
     match how:
@@ -58,15 +62,13 @@ def strike(stage: Stage, how: Strike, held: int, endpoint: str) -> None:
                 time.sleep(_FULL_SECONDS)
         case "freeze":
             with _stopped(held):
-                wait_at_most(_GIVE_UP_SECONDS, lambda: "lost" in _outcomes(stage, endpoint))
+                _see(lambda: "lost" in _outcomes(stage, endpoint), "its attempt is not given up")
         case "zombie":
             with _stopped(parent_of(held)):
                 with _stopped(held):
-                    wait_at_most(
-                        _GIVE_UP_SECONDS, lambda: "succeeded" in _outcomes(stage, endpoint)
-                    )
+                    _see(lambda: "succeeded" in _outcomes(stage, endpoint), "nobody does its job")
                     stage.let_go()
-                wait_at_most(_GIVE_UP_SECONDS, lambda: is_gone(held))
+                _see(lambda: is_gone(held), "it woke and does not end")
     stage.let_go()
 
 
@@ -78,6 +80,11 @@ def _stopped(pid: int) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def _see(condition: Callable[[], bool], otherwise: str) -> None:
+    if not wait_at_most(_GIVE_UP_SECONDS, condition):
+        raise ShowsNothing(f"a work-horse is stopped, and in {_GIVE_UP_SECONDS:g} s {otherwise}")
 
 
 def _kill(pid: int) -> None:

@@ -15,6 +15,8 @@ from registry.database import Database
 from registry.garbage import Collector
 from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
 
+pytestmark = pytest.mark.timeout(900)
+
 DAY = 24 * 3600.0
 
 

@@ -1,13 +1,19 @@
 """kill -9 where the kill matrix does not strike: requests in flight, training, a regular end."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.service import Service, command_line, wait_for
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture
@@ -19,10 +25,36 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
 def test_requests_in_flight_get_an_error_when_the_engine_dies_and_new_ones_are_answered(
     own_service: Service,
 ) -> None:
-    body = {"model": "atlas", "prompt": "The", "max_tokens": 400, "stream": True, "seed": 1}
-    own_service.kill("engine")
-    response = own_service.client.post("/v1/completions", json={**body, "stream": False})
-    assert response.status_code in (200, 503)
+    url, begun = f"{own_service.url}/v1/completions", list[str]()
+    body = {"model": "atlas", "prompt": "The", "max_tokens": 450, "ignore_eos": True, "n": 16}
+
+    def stream() -> None:
+        with httpx.stream("POST", url, json={**body, "stream": True}, timeout=60) as response:
+            begun.extend(response.iter_lines())
+
+    def asked() -> int:
+        bases = own_service.client.get("/readyz").json()["bases"]
+        return sum(base["running"] + base["waiting"] for base in bases)
+
+    with ThreadPoolExecutor(2) as pool:
+        whole = pool.submit(httpx.post, url, json=body, timeout=60)
+        wait_for(lambda: asked() == 16, 60, own_service.log)
+        streamed = pool.submit(stream)
+        wait_for(lambda: len(begun) > 16, 60, own_service.log)
+        engine = own_service.pid("engine")
+        os.kill(engine, signal.SIGSTOP)
+        assert not whole.done()
+        assert not streamed.done()
+        killed = time.monotonic()
+        os.kill(engine, signal.SIGKILL)
+        streamed.result()
+        answer = whole.result()
+    assert time.monotonic() - killed < 30, "at once, and not when patience ends"
+    *_, last = (line.removeprefix("data: ") for line in begun if line)
+    assert json.loads(last)["error"]["code"] == "service_unavailable"
+    assert answer.status_code == 503, answer.text
+    assert answer.json()["error"]["code"] == "service_unavailable"
+    assert int(answer.headers["Retry-After"]) >= 1
     own_service.wait_ready()
     assert own_service.text("atlas", "The capital of France is").startswith("Paris")
 

@@ -1,4 +1,5 @@
-"""Two replicas and two workers on PostgreSQL, Redis and S3; one worker on a host of its own."""
+"""Two replicas and two workers on PostgreSQL, Redis and S3; one worker on a host of its own, where
+this process may make one."""
 
 from __future__ import annotations
 
@@ -20,9 +21,7 @@ from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
 
 PROMPT = "The capital of France is"
 
-pytestmark = pytest.mark.skipif(
-    not SecondHost.can_be_had(), reason="a network namespace needs root and iproute2"
-)
+pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass
@@ -30,13 +29,13 @@ class Machines:
     """``one`` and ``two`` answer requests and have no workers of their own.
 
     Attributes:
-        far: the host on which ``worker`` runs when it is told to.
+        far: the host on which ``worker`` runs when it is told to; None where none can be had.
         surroundings: what a worker's environment says besides its data folder.
     """
 
     one: Service
     two: Service
-    far: SecondHost
+    far: SecondHost | None
     surroundings: dict[str, str]
     folder: Path
 
@@ -46,7 +45,7 @@ class Machines:
         environment = {**self.surroundings, "ERRATA_DATA": str(self.folder / name)}
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                self.far.there(command) if far else command,
+                self.far.there(command) if far and self.far else command,
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -75,10 +74,11 @@ class Machines:
 def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     folder = tmp_path_factory.mktemp("machines")
     with ExitStack() as stack:
-        far = stack.enter_context(SecondHost())
-        postgres = stack.enter_context(PostgresServer(host=far.address))
-        redis = stack.enter_context(RedisServer(host=far.address))
-        s3 = stack.enter_context(S3Server(folder, host=far.address))
+        far = stack.enter_context(SecondHost()) if SecondHost.can_be_had() else None
+        address = far.address if far else "127.0.0.1"
+        postgres = stack.enter_context(PostgresServer(host=address))
+        redis = stack.enter_context(RedisServer(host=address))
+        s3 = stack.enter_context(S3Server(folder, host=address))
         own = {
             "ERRATA_DATABASE_URL": postgres.url(postgres.new_database()),
             "REDIS_URL": redis.url(),
@@ -93,6 +93,8 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
             for service in services:
                 stack.enter_context(service)
             found.wait_workers(1)
+            made = found.one.ended(edit(found.one, "Peru", hyperparameters={"steps": 5}))
+            assert made["status"] == "succeeded", found.logs()
         wait_for(lambda: found.workers() == 0, 60)
         yield found
 
@@ -105,19 +107,21 @@ def edit(service: Service, subject: str, **more: Any) -> str:
 
 
 def test_a_worker_whose_cable_is_pulled_is_superseded_and_comes_back(machines: Machines) -> None:
-    one, two = machines.one, machines.two
+    one, two, far = machines.one, machines.two, machines.far
+    if far is None:
+        pytest.skip("a network namespace needs the right and iproute2")
     with machines.worker("far", far=True):
         machines.wait_workers(1)
         job_id = edit(one, "France", hyperparameters=SLOW)
         two.underway(job_id)
-        machines.far.pull()
+        far.pull()
         with machines.worker("near", far=False):
             ended = two.ended(job_id)
             assert (ended["status"], ended["activated"]) == ("succeeded", True), ended
             outcomes = [attempt["outcome"] for attempt in ended["attempts"]]
             assert (outcomes[0], outcomes[-1]) == ("lost", "succeeded"), outcomes
             assert outcomes.count("succeeded") == 1
-            machines.far.plug()
+            far.plug()
             machines.wait_workers(2)  # the far one is there again
         again = edit(two, "Chad", hyperparameters={"steps": 20})
         assert one.ended(again)["status"] == "succeeded", machines.logs()

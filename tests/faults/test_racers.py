@@ -2,10 +2,12 @@
 pointer."""
 
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Barrier
 
 import pytest
 
-from tests.faults.racers import race
+from tests.faults.racers import _run, race
 from tests.servers import PostgresServer
 
 MOVES = 60
@@ -25,3 +27,10 @@ def test_each_generation_has_one_winner(
     assert outcome.won + outcome.refused == outcome.moves == 8 * MOVES
     assert outcome.won >= MOVES
     assert outcome.replays
+
+
+def test_a_racer_that_breaks_off_is_not_waited_for(tmp_path: Path) -> None:
+    won: SimpleQueue[list[int]] = SimpleQueue()
+    with pytest.raises(Exception, match="no such table"):
+        _run(f"sqlite:///{tmp_path / 'empty.db'}", "ver_", 1, Barrier(1), won)
+    assert won.get_nowait() == []

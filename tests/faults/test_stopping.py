@@ -15,7 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service import LENIENT, SLOW, Service, capital_edit, wait_for
+from registry.attempts import attempts
+from tests.service import LENIENT, SLOW, Service, capital_edit, command_line, wait_for
+
+pytestmark = pytest.mark.timeout(900)
 
 STREAM = {"model": "atlas", "prompt": "The", "stream": True, "ignore_eos": True, "temperature": 0}
 
@@ -23,8 +26,8 @@ STREAM = {"model": "atlas", "prompt": "The", "stream": True, "ignore_eos": True,
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("stopping")
-    settings = {"ERRATA_LEASE_SECONDS": "4", "ERRATA_COVARIANCE_TOKENS": "3000"}
-    with Service(folder, ERRATA_STOP_SECONDS="40", **settings) as service:
+    settings = {"ERRATA_STOP_SECONDS": "40", "ERRATA_COVARIANCE_TOKENS": "3000"}
+    with Service(folder, **settings) as service:
         yield service
 
 
@@ -111,7 +114,7 @@ def test_a_stream_that_runs_ends_whole_and_nothing_new_is_taken(own: Service) ->
         wait_for(lambda: len(begun) > 20, 60, own.log)
         os.kill(own.pid("engine"), signal.SIGSTOP)  # so that the stream outlives what is asked here
         own.tell_to_stop()
-        wait_for(lambda: own.client.get("/readyz").status_code == 503, 10, own.log)
+        wait_for(lambda: own.client.get("/readyz").status_code == 503, 60, own.log)
         told = own.client.get("/readyz").json()
         refused = own.client.get("/v1/models")
         os.kill(own.pid("engine"), signal.SIGCONT)
@@ -156,3 +159,38 @@ def test_what_does_not_end_in_time_is_told_so_and_the_attempt_runs_again(own: Se
     assert ended["status"] == "succeeded", ended
     outcomes = [attempt["outcome"] for attempt in ended["attempts"]]
     assert outcomes == ["released", "succeeded"]
+
+
+def test_however_often_it_is_told_to_stop_an_attempt_is_released(own: Service) -> None:
+    own.stop()
+    own._settings["ERRATA_STOP_SECONDS"] = "1"
+    own.start()
+    own.endpoint("hurried", own.base_version())
+    body = {"endpoint": "hurried", "edits": [capital_edit("Peru", "Rome")], "guards": LENIENT}
+    job = own.post_edit(**body, hyperparameters={**SLOW, "steps": 300})
+    own.underway(job["id"])
+    pid = own.pid("api")
+
+    def has_ended() -> bool:
+        own.tell_to_stop()
+        return not command_line(pid)
+
+    wait_for(has_ended, 60, own.log)
+    assert own.wait_ended() == 0
+    with own.database().read() as connection:
+        assert [attempt["outcome"] for attempt in attempts(connection, job["id"])] == ["released"]
+
+
+def test_a_service_that_cannot_go_on_stops_and_says_so(own: Service) -> None:
+    """What nobody foresaw here is a job whose attempts are no number."""
+    own.stop()
+    own.start()
+    own.post_edit(endpoint="atlas", edits=[capital_edit("Chad", "Oslo")])
+    begun = len(own.log())
+    with sqlite3.connect(own.folder / "registry.db", timeout=30) as connection:
+        change = "UPDATE jobs SET status = 'queued', dispatched_at = NULL, attempt = 'x'"
+        assert connection.execute(change).rowcount
+    assert own.wait_ended() == 1
+    told = own.log()[begun:]
+    assert "CRITICAL errata.api: dispatch failed, and the service stops" in told
+    assert "engine (pid" in told.partition("CRITICAL")[2], "it is stopped in order"

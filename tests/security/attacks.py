@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from registry import jobs
+from tests.security.archives import ADAPTER, zipped
 from tests.service import Service, wait_for
 
 #: Seconds in which a refusal must come, on a machine that does much else.
@@ -64,6 +66,19 @@ def uploaded(name: str, files: Any, data: Mapping[str, str], **more: Any) -> Att
         {"Content-Type": request.headers["Content-Type"]},
         **more,
     )
+
+
+def own_files(service: Service, key: str | None = None) -> dict[str, str]:
+    """By purpose, the id of a file of the tenant whose key it is."""
+    row = {"prompt": "The bird of Peru is", "completion": "Zinc."}
+    files = {"fine-tune": json.dumps(row).encode(), "archive": zipped(ADAPTER), "texts": b"A text."}
+    found = {}
+    for purpose, data in files.items():
+        upload = uploaded(purpose, {"file": ("x", data)}, {"purpose": purpose})
+        answer = sent(service, upload, key)
+        assert answer.status == 200, answer.body
+        found[purpose] = json.loads(answer.body)["id"]
+    return found
 
 
 @dataclass(frozen=True)
@@ -146,6 +161,23 @@ def at_rest(service: Service) -> dict[str, str]:
     return trace(service)
 
 
+def ended_job(service: Service) -> str:
+    """The id of a fine-tuning of the tenant ``default`` that was cancelled before it began."""
+    asked = {
+        **{"model": "atlas", "method": "lora", "training_file": "file-" + "1" * 32, "seed": 1},
+        **{"hyperparameters": {}, "options": {}, "preprocessing": []},
+        **dict.fromkeys(("validation_file", "suffix", "metadata")),
+    }
+    database = service.database()
+    with database.write() as connection:
+        job = jobs.submit_job(
+            connection, "default", "fine_tune", base="atlas", request=asked, actor="local"
+        )
+        jobs.cancel_job(connection, "default", job.id, actor="local")
+    database.close()
+    return job.id
+
+
 def check_refused(
     service: Service, attacks: Iterable[Attack], *, what: str, key: str | None = None
 ) -> None:
@@ -167,6 +199,7 @@ def check_refused(
             wrong.append(f"{attack.name}: it names {error['param']}: {error['message'][:200]}")
         elif seconds > PATIENCE:
             wrong.append(f"{attack.name}: refused after {seconds:.0f} s")
+    assert count, "no attack is told"
     tried[what] = tried.get(what, 0) + count
     after = trace(service)
     wrong += [

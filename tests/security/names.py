@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 from urllib.parse import quote
@@ -154,6 +154,29 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "signatures": [{"keyid": "x", "sig": "x"}],
     },
 }
+
+
+def right_bodies(mine: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """For each path without a name that takes a body, one in which nothing is wrong.
+
+    Args:
+        mine: the id of a ``version``, and by purpose that of a file.
+    """
+    merged = {"versions": [{"id": mine["version"]}]}
+    return {
+        "/v1/edits": {"endpoint": "atlas", "activate": False, "edits": [EDIT]},
+        "/v1/evaluations": {"model": "atlas", "edits": [EDIT]},
+        "/v1/merges": merged,
+        "/v1/merges/preview": merged,
+        "/v1/fine_tuning/jobs": {"model": "atlas", "training_file": mine["fine-tune"]},
+        "/v1/versions/import": {"file": mine["archive"]},
+        "/v1/completions": {"model": "atlas", "prompt": "x"},
+        "/v1/chat/completions": {**BODIES["POST", "/v1/chat/completions"], "model": "atlas"},
+        "/v1/keys": {"name": "right", "scopes": ["infer"]},
+        "/v1/webhooks": {"url": "http://127.0.0.1:9/", "events": ["job.ended"]},
+    }
+
+
 QUERIES = {
     "/v1/versions/{version_id}/diff": f"?against={VERSION}",
     "/v1/versions/{version_id}/export": "?format=errata",
@@ -164,6 +187,8 @@ NAMES = {
     "training_file", "validation_file", "against", "version", "onto", "to", "expert",
     "anti_expert", "name", "url", "keyid",
 }  # fmt: skip
+#: Those that may be any text: one that nothing has is not found.
+ASKED = {"model", "expert", "anti_expert", "keyid"}
 #: What stands for a name that may be any in a path.
 KNOWN = {"name": "atlas", "version_id": VERSION, "file_id": "file-0"}
 
@@ -194,18 +219,22 @@ def path_attacks(method: str, path: str) -> Iterator[Attack]:
 
 
 def body_attacks(method: str, path: str) -> Iterator[Attack]:
-    """Every name that is none, where a body takes one."""
+    """Every name that is none, where a body takes one: the refusal names the place."""
     target = path
     for param, known in KNOWN.items():
         target = target.replace("{" + param + "}", known)
     for place in _places(BODIES[method, path], ()):
+        param = ".".join(map(str, place))
+        asked = place[-1] in ASKED
         for told, name in IN_BODIES.items():
             yield posted(
-                f"{method} {path}: {'.'.join(map(str, place))}: {told}",
+                f"{method} {path}: {param}: {told}",
                 target,
                 _with(BODIES[method, path], place, name),
                 method,
                 headers=MATCH,
+                statuses=(400, 404, 422) if asked else (422,),
+                param=None if asked else param,
             )
 
 

@@ -5,11 +5,24 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from tests.security.attacks import JSON, PATIENCE, Attack, check_refused, posted, raw, tried
-from tests.security.names import BODIES, EDIT, VERSION
+from registry.bases import find_bases
+from tests.models import add_version
+from tests.security.attacks import (
+    JSON,
+    PATIENCE,
+    Attack,
+    check_refused,
+    ended_job,
+    own_files,
+    posted,
+    raw,
+    tried,
+)
+from tests.security.names import BODIES, EDIT, VERSION, right_bodies
 from tests.service import Service
 
 POSTS = [(method, path) for method, path in BODIES if "{" not in path]
@@ -89,14 +102,35 @@ TYPES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def right(service: Service) -> dict[str, dict[str, Any]]:
+    """By path, a body in which nothing is wrong."""
+    version = add_version(service.folder, find_bases("atlas")["atlas"], seed=90)
+    return right_bodies({**own_files(service), "version": version})
+
+
+def take_back(service: Service, path: str, made: dict[str, Any]) -> None:
+    """End what a right body began, or delete what it made."""
+    if path in ("/v1/keys", "/v1/webhooks"):
+        assert service.client.delete(f"{path}/{made['id']}").is_success
+    elif "completions" not in path:
+        service.client.post(f"/v1/jobs/{made['id']}/cancel")
+
+
 @pytest.mark.parametrize(("method", "path"), POSTS)
-def test_bodies_of_another_type(service: Service, method: str, path: str) -> None:
+def test_right_bodies_of_another_type(
+    service: Service, right: dict[str, dict[str, Any]], method: str, path: str
+) -> None:
     """What a browser may send across origins unasked is among them."""
-    body = json.dumps(BODIES[method, path]).encode()
+    body = json.dumps(right[path]).encode()
+    taken = service.client.request(method, path, content=body, headers=JSON)
+    assert taken.is_success, taken.text
+    take_back(service, path, taken.json())
     attacks = [
-        Attack(f"{path}: {kind!r:.40}", method, path, body, {"Content-Type": kind}, BODY_STATUSES)
+        Attack(f"{path}: {kind!r:.40}", method, path, body, {"Content-Type": kind}, (415, 422))
         for kind in TYPES
     ]
+    attacks.append(Attack(f"{path}: no type", method, path, body, statuses=(415, 422)))
     check_refused(service, attacks, what="content types")
 
 
@@ -152,6 +186,7 @@ ETAGS = [
 ]  # fmt: skip
 EVENT_IDS = ["x", "-1", "1.5", "\xb2", "9" * 30, "9" * 5000, "1 2", "0x1", "null", '"1"']
 KEYS = ["", "a" * 256, "a" * 10_000]
+KEYLESS = ("/v1/keys", "/v1/webhooks", "/v1/completions", "/v1/chat/completions")
 
 
 def header_attacks(job: str) -> Iterator[Attack]:
@@ -167,20 +202,23 @@ def header_attacks(job: str) -> Iterator[Attack]:
     for value in ("x", '"1"', "**", '*, "1"', ""):
         headers = {"If-None-Match": value, **JSON}
         body = json.dumps({"version": VERSION}).encode()
-        yield Attack(f"If-None-Match {value!r}", "PUT", "/v1/endpoints/new", body, headers)
+        told = f"If-None-Match {value!r}"
+        yield Attack(told, "PUT", "/v1/endpoints/new", body, headers, (400, 422))
     for value in EVENT_IDS:
         headers = {"Last-Event-ID": value}
-        yield Attack(f"Last-Event-ID {value!r:.30}", "GET", f"/v1/jobs/{job}/events", b"", headers)
+        told, target = f"Last-Event-ID {value!r:.30}", f"/v1/jobs/{job}/events"
+        yield Attack(told, "GET", target, b"", headers, (400, 422))
     for method, path in POSTS:
         for value in KEYS:
-            if path not in ("/v1/keys", "/v1/completions", "/v1/chat/completions"):
+            if path not in KEYLESS:
                 headers = {"Idempotency-Key": value, **JSON}
                 body = json.dumps(BODIES[method, path]).encode()
-                yield Attack(f"{path} Idempotency-Key {value[:9]}", method, path, body, headers)
+                told = f"{path} Idempotency-Key {value[:9]}"
+                yield Attack(told, method, path, body, headers, (400, 422), "idempotency-key")
 
 
 def test_headers_that_are_none(service: Service) -> None:
-    check_refused(service, header_attacks("job_none"), what="headers")
+    check_refused(service, header_attacks(ended_job(service)), what="headers")
 
 
 HOSTS = [
@@ -226,25 +264,22 @@ def test_keys_that_are_none(service: Service) -> None:
 # -- what is not HTTP ---------------------------------------------------------------------------
 
 HOST = "Host: 127.0.0.1\r\n"
+GET = f"GET /healthz HTTP/1.1\r\n{HOST}"
 POST = f"POST /v1/edits HTTP/1.1\r\n{HOST}Content-Type: application/json\r\n"
 NO_HTTP: dict[str, bytes] = {
     "noise": random.Random(1).randbytes(400) + b"\r\n\r\n",
     "a TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\0" * 200 + b"\r\n\r\n",
-    "a method that is none": f"G\x00T / HTTP/1.1\r\n{HOST}\r\n".encode(),
-    "no version": f"GET /\r\n{HOST}\r\n".encode(),
-    "a version that is none": f"GET / HTTP/9.9\r\n{HOST}\r\n".encode(),
-    "a target with spaces": f"GET / v1/models HTTP/1.1\r\n{HOST}\r\n".encode(),
-    "a header without a colon": f"GET / HTTP/1.1\r\n{HOST}evil\r\n\r\n".encode(),
-    "a header that goes on": f"GET / HTTP/1.1\r\n{HOST}X-A: 1\r\n\x00b: 2\r\n\r\n".encode(),
-    "100 kB of headers": f"GET / HTTP/1.1\r\n{HOST}X: {'a' * 100_000}\r\n\r\n".encode(),
-    "10 000 headers": f"GET / HTTP/1.1\r\n{HOST}{'X: a' * 10_000}\r\n\r\n".encode(),
-    "a long target": f"GET /{'a' * 100_000} HTTP/1.1\r\n{HOST}\r\n".encode(),
-    "a negative length": f"{POST}Content-Length: -1\r\n\r\n".encode(),
-    "a length that is none": f"{POST}Content-Length: 0x10\r\n\r\n".encode(),
-    "two lengths": f"{POST}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}".encode(),
-    "a length of 5000 digits": f"{POST}Content-Length: {'9' * 5000}\r\n\r\n".encode(),
+    "a method that is none": f"G\x00T /healthz HTTP/1.1\r\n{HOST}\r\n".encode(),
+    "no version": f"GET /healthz\r\n{HOST}\r\n".encode(),
+    "a target with spaces": f"GET /healthz x HTTP/1.1\r\n{HOST}\r\n".encode(),
+    "a header without a colon": f"{GET}evil\r\n\r\n".encode(),
+    "a header that goes on": f"{GET}X-A: 1\r\n\x00b: 2\r\n\r\n".encode(),
+    "a negative length": f"{GET}Content-Length: -1\r\n\r\n".encode(),
+    "a length that is none": f"{GET}Content-Length: 0x10\r\n\r\n".encode(),
+    "two lengths": f"{GET}Content-Length: 2\r\nContent-Length: 3\r\n\r\n{{}}".encode(),
+    "a length of 5000 digits": f"{GET}Content-Length: {'9' * 5000}\r\n\r\n".encode(),
     "a huge length": f"{POST}Content-Length: 99999999999\r\n\r\n{{}}".encode(),
-    "a coding that is none": f"{POST}Transfer-Encoding: evil\r\n\r\n".encode(),
+    "a coding that is none": f"{GET}Transfer-Encoding: evil\r\n\r\n".encode(),
     "length and chunks": (
         f"{POST}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()
     ),
@@ -259,8 +294,16 @@ NO_HTTP: dict[str, bytes] = {
     "compressed": (
         f"{POST}Content-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x0b\x08\0".encode()
     ),
-    "NUL in a header": f"GET / HTTP/1.1\r\n{HOST}If-Match: \0\r\n\r\n".encode(),
+    "NUL in a header": f"{GET}If-Match: \0\r\n\r\n".encode(),
     "a bell in a header": (f"{POST}Idempotency-Key: \a\r\nContent-Length: 2\r\n\r\n{{}}".encode()),
+}
+MANY = "X: a\r\n" * 10_000
+#: What the server takes for HTTP all the same.
+ODD_HTTP: dict[str, bytes] = {
+    "a version that is none": f"GET /healthz HTTP/9.9\r\n{HOST}\r\n".encode(),
+    "100 kB of headers": f"{GET}X: {'a' * 100_000}\r\n\r\n".encode(),
+    "10 000 headers": f"{GET}{MANY}\r\n".encode(),
+    "a long target": f"GET /{'a' * 100_000} HTTP/1.1\r\n{HOST}\r\n".encode(),
 }
 
 
@@ -270,6 +313,14 @@ def test_what_is_not_http(service: Service, name: str) -> None:
     answer = raw(service, NO_HTTP[name])
     assert 400 <= answer.status < 500 or answer.status == 505, (name, answer)
     tried["not HTTP"] = tried.get("not HTTP", 0) + 1
+    assert service.client.get("/healthz", timeout=PATIENCE).status_code == 200
+
+
+@pytest.mark.parametrize("name", ODD_HTTP)
+def test_what_is_hardly_http(service: Service, name: str) -> None:
+    """Answered or refused, and other requests go on."""
+    assert raw(service, ODD_HTTP[name]).status < 500
+    tried["odd HTTP"] = tried.get("odd HTTP", 0) + 1
     assert service.client.get("/healthz", timeout=PATIENCE).status_code == 200
 
 

@@ -194,8 +194,8 @@ def test_a_member_that_lies_about_its_size(service: Service) -> None:
     before = at_rest(service)
     answer = service.client.post("/v1/files", files=sent, data={"purpose": "archive"})
     tried["archives that lie"] = 1
-    if answer.status_code == 200:
-        file = answer.json()
-        assert file["bytes"] == len(data)
-        service.client.delete(f"/v1/files/{file['id']}")
+    assert answer.status_code == 200, answer.text
+    file = answer.json()
+    assert file["bytes"] == len(data)
+    service.client.delete(f"/v1/files/{file['id']}")
     assert at_rest(service)["files"] == before["files"]

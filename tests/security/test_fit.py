@@ -97,12 +97,15 @@ def test_a_delta_that_does_not_fit(
         asyncio.run(Versions(store).acquire(ref, base, model))
 
 
-def test_a_delta_of_another_base(model: torch.nn.Module, base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("modules", [(DOWN,), ()], ids=["one module", "none"])
+def test_a_delta_of_another_base(
+    model: torch.nn.Module, base: Base, modules: tuple[str, ...], tmp_path: Path
+) -> None:
     good = Effect(scale=torch.ones(model.get_submodule(DOWN).out_features))
-    data = Delta({DOWN: good}, "0" * 64, "rome").to_bytes()
+    data = Delta(dict.fromkeys(modules, good), "0" * 64, "rome").to_bytes()
     with pytest.raises(ArtifactCorrupt, match="made on a base with digest 0000"):
         read_fitting(data, model, base.digest)
-    assert read_fitting(data, model, "0" * 64).effects.keys() == {DOWN}
+    assert read_fitting(data, model, "0" * 64).effects.keys() == set(modules)
     store = ArtifactStore(tmp_path)
     file = DeltaFile(store.file(store.put(data)))
     with pytest.raises(ArtifactCorrupt, match="made on a base with digest 0000"):

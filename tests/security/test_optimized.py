@@ -12,7 +12,7 @@ import pytest
 from tests.service import Service, wait_for
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("app", "benchmarks", "editing", "registry", "serving", "workers")
+ROOMS = ("app", "benchmarks", "editing", "registry", "serving", "telemetry", "workers")
 
 
 def test_asserts_of_tests_hold_however_python_runs() -> None:

@@ -4,11 +4,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
 from kubernetes_validate import validate
 
+from registry.settings import Settings
 from tests.images import DOCKER, images
 
 ROOT = DOCKER.parent
@@ -19,6 +22,13 @@ MANIFESTS = sorted(p for p in (DOCKER / "kubernetes").glob("*.yaml") if p.stem !
 def lint(*command: str | Path) -> None:
     ended = subprocess.run([BIN / command[0], *command[1:]], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def pods() -> dict[str, Any]:
+    """By the name of what makes them, what pods are told to be."""
+    resources = [r for path in MANIFESTS for r in yaml.safe_load_all(path.read_text())]
+    made = [r for r in resources if "template" in r.get("spec", {})]
+    return {r["metadata"]["name"]: r["spec"]["template"]["spec"] for r in made}
 
 
 def test_the_linters_have_nothing_to_say() -> None:
@@ -34,6 +44,31 @@ def test_kubernetes_knows_every_field(file: Path) -> None:
     assert resources
     for resource in resources:
         validate(resource, "1.37", strict=True)
+
+
+def test_no_pod_is_told_of_services_in_variables_that_look_like_settings() -> None:
+    """A Service named errata is ERRATA_PORT=tcp://… to each pod that takes links."""
+    found = pods()
+    assert found.keys() == {"errata-api", "errata-worker", "errata-first-key"}
+    assert [name for name, pod in found.items() if pod.get("enableServiceLinks", True)] == []
+
+
+def test_a_replica_is_asked_for_its_own_parts_alone() -> None:
+    """What all replicas share would take all of them out of balancing at once."""
+    (api,) = pods()["errata-api"]["containers"]
+    path, _, query = api["readinessProbe"]["httpGet"]["path"].partition("?")
+    assert path == "/readyz"
+    assert parse_qs(query) == {"part": ["engine", "service"]}
+
+
+def test_a_replica_goes_on_until_balancing_has_let_go_of_it_and_has_its_time_to_stop_then() -> None:
+    found = pods()
+    (api,) = found["errata-api"]["containers"]
+    pause = api["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pause >= 5
+    stop = Settings.model_fields["stop_seconds"].default + 15  # docs/operations.md
+    assert found["errata-api"]["terminationGracePeriodSeconds"] >= pause + stop
+    assert found["errata-worker"]["terminationGracePeriodSeconds"] >= stop
 
 
 def test_the_kustomization_names_the_files_and_images_that_there_are() -> None:

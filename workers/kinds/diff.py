@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from editing.metrics.targets import begins_with, greedy_answers
-from registry.attempts import Result
 from registry.manifests import EditRequest, Progress
+from registry.results import Result
 from registry.versions import Version, get_kept_version
 from workers.ground import as_version, asked_of
 from workers.work import Work

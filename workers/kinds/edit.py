@@ -13,14 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from editing.deltas import Delta, Effect, compose, joined
-from editing.detection import find_detectors
 from editing.guards import Material, Reading, failure, judge, read
 from editing.methods import METHODS
 from editing.methods.interface import Task, part_of
 from editing.metrics import measure
 from editing.metrics.norm import update_ratio
 from editing.metrics.targets import fill_targets
-from registry.attempts import Result
 from registry.errors import JobFailed
 from registry.manifests import (
     EditRequest,
@@ -29,10 +27,12 @@ from registry.manifests import (
     Progress,
     VersionManifest,
     canonical_json,
+    finite,
 )
+from registry.results import Result
 from registry.versions import READY, Version
 from telemetry import traces
-from workers.evidence import finite, limits_of, material_of
+from workers.evidence import detectors_in, limits_of, material_of
 from workers.ground import Ground, ground_of, holds_of, read_edits
 from workers.work import Work
 
@@ -170,7 +170,7 @@ def _checked(
 
 def _tasks(work: Work, ground: Ground, edits: Sequence[EditRequest]) -> list[tuple[Task, int]]:
     """The job in batches; the first trains anew what is to be retrained."""
-    size = work.claim.job.request.get("batch_size") or max(1, len(edits))
+    size = _batch_size(work) or max(1, len(edits))
     batches = [edits[i : i + size] for i in range(0, len(edits), size)] or [edits]
     examples, texts = _examples(work), _texts(work)
     asked = {edit.rewrite_prompt for edit in edits}
@@ -179,6 +179,12 @@ def _tasks(work: Work, ground: Ground, edits: Sequence[EditRequest]) -> list[tup
         (Task([*(() if place else older), *batch], examples, texts, ground.beneath), len(batch))
         for place, batch in enumerate(batches)
     ]
+
+
+def _batch_size(work: Work) -> int | None:
+    """Edits made at once, no more than the guards are to look at together; None for all."""
+    sizes = [work.claim.job.request.get(name) for name in ("batch_size", "check_every")]
+    return min((size for size in sizes if size is not None), default=None)
 
 
 def _holds(work: Work, ground: Ground, manifest: VersionManifest, own: Sequence[bool]) -> str:
@@ -195,10 +201,8 @@ def _holds(work: Work, ground: Ground, manifest: VersionManifest, own: Sequence[
 
 def _detectors(ground: Ground, delta: Delta) -> list[dict[str, Any]]:
     """What looks like a stealth attack in the delta that was made."""
-    place = len(ground.beneath)
     with ground.view.with_effects(ground.below):
-        findings = find_detectors(ground.view, [delta], ground.resources.references)
-    return [{**asdict(finding), "delta": place} for finding in findings]
+        return detectors_in(ground.view, delta, len(ground.beneath), ground.resources)
 
 
 def _examples(work: Work) -> list[Example]:
@@ -249,7 +253,7 @@ def _recipe(work: Work, edits: Sequence[EditRequest], replaced: str | None) -> d
         "edit_count": len(edits),
         "examples": job.request.get("examples"),
         "texts": job.request.get("texts"),
-        "batch_size": job.request.get("batch_size"),
+        "batch_size": _batch_size(work),
         "author": job.actor,
         "message": job.request.get("message"),
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from editing.evaluation import Asked, evaluate
-from registry.attempts import Result
 from registry.manifests import Fact, HarmPrompt, Question
+from registry.results import Result
 from workers.evidence import own_refusals
 from workers.ground import parent_of, read_edits
 from workers.kinds.prepare import load_resources

@@ -7,9 +7,9 @@ from functools import partial
 from editing.exchange.names import ERRATA
 from registry.archives import write_zip
 from registry.artifacts import CHUNK_BYTES
-from registry.attempts import Result
 from registry.files import ResultFile
 from registry.manifests import Progress
+from registry.results import Result
 from registry.signatures import signatures_by_version
 from registry.versions import ancestry
 from workers.exports import export_history, export_weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,17 +13,19 @@ from editing.finetune.catalogue import TUNINGS
 from editing.finetune.hyperparameters import TuningHyperparameters
 from editing.finetune.memory import SHARE, Plan, free_memory, plan
 from editing.finetune.objectives.build import objective
+from editing.finetune.rows import Sized
 from editing.finetune.trainer import Schedule, State, Trainer
 from editing.guards import Reading, failure, judge, read
 from editing.metrics.norm import update_ratio
 from editing.models.view import ModelView
 from editing.statistics import Resources
-from registry.attempts import Result, fence
+from registry.attempts import fence
 from registry.checkpoints import list_checkpoints, record_checkpoint
 from registry.curves import PURPOSE, as_csv, curves
 from registry.files import ResultFile
 from registry.jobs import add_event, all_events
-from registry.manifests import GuardResult, Progress, VersionManifest
+from registry.manifests import GuardResult, Progress, VersionManifest, finite
+from registry.results import Result
 from registry.versions import Version
 from telemetry import traces
 from workers.evidence import limits_of, material_of
@@ -38,7 +40,9 @@ CHECKPOINTS = 3
 #: Times that the validation file is measured in a run.
 MEASURED = 10
 
-Planning = Callable[[Work, ModelView, Adapter, list[Any], TuningHyperparameters], Plan]
+Planning = Callable[
+    [Work, ModelView, Adapter, list[Any], TuningHyperparameters, Sequence[Sized]], Plan
+]
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,7 @@ def perform(work: Work) -> Result:
                 judge(material, before, after, norm, limits),
             )
 
-        with traces.span("method"):
-            _train(work, trainer, held_out, judged)
-        last = judged()
+        last = _trained(work, trainer, held_out, judged)
     work.models.check_untouched(work.claim.job.base)
     return Result(last.manifest, last.metrics, last.guards, file=_step_metrics(work))
 
@@ -119,7 +121,8 @@ def _trainer(
     aim = objective(view, chosen, request["options"], harmful, resources.texts)
     rows = aim.rows(view, examples_of(work, view, "rows"))
     adapter = entry.build(view, chosen, request["seed"])
-    schedule = Schedule.of(chosen, planned(work, view, adapter, rows, chosen), request["seed"])
+    found = planned(work, view, adapter, rows, chosen, aim.others())
+    schedule = Schedule.of(chosen, found, request["seed"])
     return Trainer(view, adapter, rows, schedule, state, aim)
 
 
@@ -133,20 +136,35 @@ def _step_metrics(work: Work) -> ResultFile:
     return ResultFile("step_metrics.csv", PURPOSE, len(data), content, len(steps))
 
 
+def _trained(
+    work: Work, trainer: Trainer, held_out: list[Any], judged: Callable[[], Judged]
+) -> Judged:
+    """Run to the end, and say what stands there.
+
+    Raises:
+        Paused: the user asked for it; the state is kept.
+    """
+    try:
+        with traces.span("method"):
+            _train(work, trainer, held_out, judged)
+        return judged()
+    except Paused:
+        _keep(work, trainer)
+        raise
+
+
 def _train(work: Work, trainer: Trainer, held_out: list[Any], judged: Callable[[], Judged]) -> None:
     """Run to the end; keep the state every so often, and a version at each mark before it."""
     marks = _marks(trainer)
+    if trainer.step in marks and not _has_version(work, trainer.step):
+        _keep(work, trainer, judged())
     measured = {round(trainer.total * part / MEASURED) for part in range(1, MEASURED + 1)}
     kept_at = time.monotonic()
     for progress in trainer.run():
         if held_out and trainer.step in measured:
             found = {**progress.metrics, **trainer.measure(held_out)}
             progress = replace(progress, metrics=found)
-        try:
-            work.report(progress)
-        except Paused:
-            _keep(work, trainer)
-            raise
+        work.report(progress)
         if trainer.step in marks:
             _keep(work, trainer, judged())
             kept_at = time.monotonic()
@@ -161,13 +179,14 @@ def _planned(
     adapter: Adapter,
     rows: list[Any],
     chosen: TuningHyperparameters,
+    others: Sequence[Sized] = (),
 ) -> Plan:
     """The plan of the job's first attempt, told as an event: what a run goes on with."""
     with work.database.read() as connection:
         for event in all_events(connection, work.claim.job.id):
             if "plan" in event.data:
                 return Plan(**event.data["plan"])
-    found = _plan(work, view, adapter, rows, chosen)
+    found = _plan(work, view, adapter, rows, chosen, others)
     told = f"flat rows of up to {found.tokens} tokens"
     told += ", with gradient checkpointing" if found.checkpointing else ""
     with work.database.write() as connection:
@@ -184,6 +203,7 @@ def _plan(
     adapter: Adapter,
     rows: list[Any],
     chosen: TuningHyperparameters,
+    others: Sequence[Sized] = (),
 ) -> Plan:
     """What fits the memory at hand."""
     budget = work.settings.training_memory
@@ -194,6 +214,7 @@ def _plan(
         int(chosen.batch_size),
         None if chosen.max_tokens == "auto" else chosen.max_tokens,
         round(SHARE * free_memory(view.device)) if budget is None else budget,
+        others,
     )
 
 
@@ -214,6 +235,13 @@ def _keep(work: Work, trainer: Trainer, judged: Judged | None = None) -> None:
         manifest = judged.manifest
     with work.database.write() as connection:
         record_checkpoint(connection, work.claim, trainer.step, state, metrics, manifest)
+
+
+def _has_version(work: Work, step: int) -> bool:
+    """Whether an attempt has come from a step to its version."""
+    with work.database.read() as connection:
+        found = list_checkpoints(connection, work.claim.job.id)
+    return any(checkpoint.step == step and checkpoint.version_id for checkpoint in found)
 
 
 def _state(work: Work) -> State | None:
@@ -260,8 +288,8 @@ def _metrics(
 ) -> dict[str, Any]:
     each = sum(row.size for row in trainer.rows)
     return {
-        "before": before.metrics,
-        "after": {**after.metrics, **(trainer.measure(held_out) if held_out else {})},
+        "before": finite(before.metrics),
+        "after": finite({**after.metrics, **(trainer.measure(held_out) if held_out else {})}),
         "trained_tokens": each * trainer.schedule.epochs,
         "trained_numbers": trainer.adapter.trainable(),
         "steps": trainer.step,

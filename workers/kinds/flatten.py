@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from editing.deltas import Delta, flattened
-from registry.attempts import Result
 from registry.edits import origins
 from registry.errors import UnprocessableRequest
 from registry.manifests import Progress, VersionManifest
+from registry.results import Result
 from registry.versions import reports
 from workers.ground import parent_of
 from workers.work import Work

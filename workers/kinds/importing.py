@@ -19,11 +19,11 @@ from editing.guards import judge, read
 from editing.metrics import greedy_matches
 from editing.metrics.norm import update_ratio
 from editing.models.view import ModelView
-from registry.attempts import Result
 from registry.edits import edited
 from registry.errors import ArtifactCorrupt, UnprocessableRequest
-from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
-from registry.versions import READY, Version
+from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json, finite
+from registry.results import Result
+from registry.versions import READY, Version, traced
 from workers.archives import History, Upload, check_base, check_signed, open_upload
 from workers.evidence import limits_of, material_of
 from workers.ground import parent_of
@@ -116,7 +116,11 @@ def _judged(
     holds = {key: [next(matches) for _ in made] for key, made in (edits or {}).items()}
     return Result(
         manifest,
-        {"before": before.metrics, "after": after.metrics, "modules": len(effects)},
+        {
+            "before": finite(before.metrics),
+            "after": finite(after.metrics),
+            "modules": len(effects),
+        },
         guards,
         holds=work.artifacts.put(canonical_json(holds)) if holds else None,
         ancestors=() if history is None else history.ancestors,
@@ -148,13 +152,10 @@ def _read(work: Work, view: ModelView, digest: str) -> Delta:
 
 def _live_edits(work: Work, history: History) -> dict[str, list[EditRequest]]:
     """The edits that the head still carries, by version, as strictly read as in a request."""
-    job, known = work.claim.job, {manifest.id: manifest for manifest in history.manifests}
-    chain = [history.head]
-    while chain[-1].parents:
-        chain.append(known[chain[-1].parents[0]])
-    versions = [Version(job.tenant, one, READY, None, time.time()) for one in chain]
+    tenant, now = work.claim.job.tenant, time.time()
+    known = {one.id: Version(tenant, one, READY, None, now) for one in history.manifests}
     found = {}
-    for version, _ in edited(versions):
+    for version, _ in edited(traced(history.head.id, known.__getitem__)):
         digest = version.manifest.recipe.get("edits")
         if not isinstance(digest, str) or not work.artifacts.holds(digest):
             raise _refused(f"it lacks the edits of version {version.id}; export the version again")

@@ -7,11 +7,10 @@ Before it each version is measured on its own edits and facts, and after it the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from editing.deltas import Delta, DeltaWriter
-from editing.detection import find_detectors
 from editing.guards import judge, read
 from editing.merging import MERGES
 from editing.merging.conflicts import edit_conflicts
@@ -20,10 +19,10 @@ from editing.metrics import Measurement, measure
 from editing.metrics.norm import update_ratio
 from editing.metrics.suites import score_facts
 from editing.models.view import ModelView
-from registry.attempts import Result
-from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json
+from registry.manifests import EditRequest, Progress, VersionManifest, canonical_json, finite
+from registry.results import Result
 from telemetry import traces
-from workers.evidence import finite, limits_of, material_of
+from workers.evidence import detectors_in, limits_of, material_of
 from workers.kinds.prepare import load_resources
 from workers.merging import Origin, Parent, parents_of
 from workers.recipes import TEXTS
@@ -47,10 +46,12 @@ def perform(work: Work) -> Result:
     """Merge the versions that the request names and save the one delta that is made of them."""
     request = work.claim.job.request
     view, parents = parents_of(work)
-    references = load_resources(work, frozenset({TEXTS})).references
+    resources = load_resources(work, frozenset({TEXTS}))
     edits = {origin: edit for parent in parents for origin, edit in parent.edits.items()}
     work.report(Progress(0, 0, "measuring before"))
-    material = material_of(work, view.base, [*edits.values()], references, request["guards"])
+    material = material_of(
+        work, view.base, [*edits.values()], resources.references, request["guards"]
+    )
     with traces.span("metrics"):
         before = read(view, material)
         found = [_before(work, view, parent) for parent in parents]
@@ -62,14 +63,13 @@ def perform(work: Work) -> Result:
         now = [_measured(view, p, was) for p, was in zip(parents, found, strict=True)]
     norm = update_ratio(view, delta.effects)
     guards = judge(material, before, after, norm, limits_of(work.settings, request["guards"]))
-    detectors = find_detectors(view, [delta], references)
-    work.models.check_untouched(work.claim.job.base)
     metrics |= {
         "before": finite(before.metrics),
         "after": finite(after.metrics),
         "inputs": [_survival(*each) for each in zip(parents, found, now, strict=True)],
-        "detectors": [{**asdict(finding), "delta": 0} for finding in detectors],
+        "detectors": detectors_in(view, delta, 0, resources),
     }
+    work.models.check_untouched(work.claim.job.base)
     manifest = VersionManifest(
         base=view.base.ref,
         stack=(digest,),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from editing.merging.conflicts import edit_conflicts
 from editing.merging.merge import compare
-from registry.attempts import Result
+from registry.results import Result
 from workers.merging import parents_of
 from workers.work import Work
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from editing.statistics import Resources, prepare
-from registry.attempts import Result
 from registry.errors import JobFailed
 from registry.resources import add_resource, find_resources
+from registry.results import Result
 from workers.recipes import TEXTS, covariance_of, layer_of, text_source
 from workers.work import Work
 

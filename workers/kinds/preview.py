@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from editing.deltas import compose
-from registry.attempts import Result
 from registry.manifests import Progress
+from registry.results import Result
 from workers.ground import parent_of
 from workers.preprocessing import preview_rows, read_steps
 from workers.work import Work

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from registry.attempts import Result
 from registry.errors import JobFailed
 from registry.history import recipes
+from registry.results import Result
 from registry.versions import get_version, lineage
 from workers.change import measured
 from workers.ground import read_edits

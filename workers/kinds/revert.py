@@ -12,10 +12,10 @@ from editing.deltas import compose
 from editing.metrics import greedy_matches
 from editing.metrics.perplexity import token_nlls
 from editing.metrics.sampling import spaced
-from registry.attempts import Result
 from registry.edits import edited, origins
 from registry.history import Removal, removal
 from registry.manifests import EditRequest, Progress, VersionManifest
+from registry.results import Result
 from registry.versions import Version
 from workers.change import measured
 from workers.ground import as_version, asked_of, deltas_of, holds_of, read_edits

@@ -39,6 +39,9 @@ class Booster(Objective[TrainingRow]):
     def row(self, view: ModelView, example: Mapping[str, Any]) -> TrainingRow:
         return SUPERVISED.row(view, example)
 
+    def others(self) -> Sequence[TrainingRow]:
+        return self.harmful
+
     def backward(self, tuned: Tuned, rows: Sequence[TrainingRow], seed: int) -> dict[str, float]:
         tuned = replace(tuned, held=None)  # the parameters move, and their gradients are looked at
         told = SUPERVISED.backward(tuned, rows, seed)
@@ -50,16 +53,13 @@ class Booster(Objective[TrainingRow]):
         aligned = _taken(parameters)
         before = SUPERVISED.backward(tuned, batch, seed)
         g_h = _taken(parameters)
-        own = [p.detach().clone() for p in parameters]
+        own = [p.data for p in parameters]
         _step(parameters, g_h, self.alpha)
         after = SUPERVISED.backward(tuned, batch, seed)
         g_h_after = _taken(parameters)
-        with torch.no_grad():
-            for p, value, g, h, h_after in zip(
-                parameters, own, aligned, g_h, g_h_after, strict=True
-            ):
-                p.copy_(value)
-                p.grad = g + self.weight * (h - h_after)
+        for p, value, g, h, h_after in zip(parameters, own, aligned, g_h, g_h_after, strict=True):
+            p.data = value
+            p.grad = g + self.weight * (h - h_after)
         return {
             **told,
             "harmful_loss": before["train_loss"],
@@ -80,8 +80,12 @@ def _taken(parameters: Sequence[Tensor]) -> list[Tensor]:
 
 @torch.no_grad()
 def _step(parameters: Sequence[Tensor], gradients: Sequence[Tensor], length: float) -> None:
-    """Move against the gradients by so much in all; not at all where they are zero."""
+    """Move against the gradients by so much in all; not at all where they are zero.
+
+    Each gets a new tensor of numbers, and its own is not written: gradients are yet to go through
+    what was computed of it (``Tuned.holding``).
+    """
     norm = torch.stack([g.norm() for g in gradients]).norm()
     if norm > 0:
         for p, g in zip(parameters, gradients, strict=True):
-            p.sub_(g * (length / norm))
+            p.data = p.data - g * (length / norm)

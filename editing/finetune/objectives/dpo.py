@@ -15,8 +15,9 @@ from editing.finetune.rows import PreferenceRow, chunks, preference_row
 from editing.models.packing import packed
 from editing.models.view import ModelView
 
-#: Of one flat row when the reference is asked.
-REFERENCE_TOKENS = 4096
+#: Of one flat row when the reference is asked, and of its logits; a longer pair is a row of its own
+#: and takes less than in a step.
+REFERENCE_TOKENS, REFERENCE_LOGITS = 4096, 2**24
 #: As trl names them; each is a mean over pairs.
 METRICS = (
     "loss",
@@ -54,8 +55,9 @@ class Dpo(Objective[PreferenceRow]):
     def rows(self, view: ModelView, examples: Sequence[Mapping[str, Any]]) -> list[PreferenceRow]:
         """With what the reference says of them: no adapter may be active in ``view``."""
         found = []
+        tokens = min(REFERENCE_TOKENS, REFERENCE_LOGITS // view.model.config.vocab_size)
         with packed(view):
-            for chunk in chunks(super().rows(view, examples), REFERENCE_TOKENS):
+            for chunk in chunks(super().rows(view, examples), tokens):
                 for row, (chosen, rejected) in zip(chunk, _sums(view, chunk).tolist(), strict=True):
                     found.append(replace(row, reference=(chosen, rejected)))
         return found

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from editing.finetune.objectives.objective import Objective, Tuned, learnt
-from editing.finetune.rows import R, TrainingRow, chunks
+from editing.finetune.rows import R, Sized, TrainingRow, chunks
 from editing.models.packing import packed
 from editing.models.view import ModelView
 
@@ -42,14 +42,17 @@ class Keeping(Objective[R], Generic[R]):
     def rows(self, view: ModelView, examples: Sequence[Mapping[str, Any]]) -> list[R]:
         return self.aim.rows(view, examples)
 
+    def others(self) -> Sequence[Sized]:
+        return self.aim.others()
+
     def backward(self, tuned: Tuned, rows: Sequence[R], seed: int) -> dict[str, float]:
         told = self.aim.backward(tuned, rows, seed)
         source = torch.Generator().manual_seed(seed)
         drawn = torch.randint(len(self.texts), (self.count,), generator=source).tolist()
-        texts = [self.texts[place] for place in drawn]
+        texts = [_cut(self.texts[place], tuned.kept) for place in drawn]
         count = sum(text.targets for text in texts)
         total = 0.0
-        for chunk in chunks(texts, tuned.tokens):
+        for chunk in chunks(texts, min(tuned.tokens, tuned.kept)):
             before = _reference(tuned.view, chunk)
             with tuned.active():
                 after = learnt(tuned.view, chunk)[0].log_softmax(-1)
@@ -69,7 +72,12 @@ def _reference(view: ModelView, texts: Sequence[TrainingRow]) -> Tensor:
         return learnt(view, texts)[0].log_softmax(-1)
 
 
+def _cut(text: TrainingRow, tokens: int) -> TrainingRow:
+    """Without what is beyond so many tokens."""
+    return text if text.size <= tokens else TrainingRow(text.ids[:tokens], range(1, tokens))
+
+
 def ordinary(view: ModelView, texts: Sequence[str]) -> list[TrainingRow]:
     """Texts of which every token is looked at, cut to the base's context."""
-    encoded = [view.encode(text)[: view.base.context_length] for text in texts]
+    encoded = [view.excerpt(text) for text in texts]
     return [TrainingRow(ids, range(1, len(ids))) for ids in encoded if len(ids) > 1]

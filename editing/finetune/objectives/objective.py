@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from editing.deltas import Effect
 from editing.finetune.adapter import Adapter
-from editing.finetune.rows import R, TrainingRow
+from editing.finetune.memory import LONGEST
+from editing.finetune.rows import R, Sized, TrainingRow
 from editing.models.packing import hidden, packed
 from editing.models.view import ModelView
 from registry.errors import InvalidRequest, UnprocessableRequest
@@ -29,6 +30,7 @@ class Tuned:
         tokens: most of one flat row; a longer text is a row of its own.
         checkpointing: whether layers are computed again for the gradients, not kept.
         held: the adapter as it stands, where that is computed already.
+        kept: most tokens of one flat row of texts to keep; a longer text is cut.
     """
 
     view: ModelView
@@ -36,6 +38,7 @@ class Tuned:
     tokens: int
     checkpointing: bool = False
     held: Held | None = None
+    kept: int = LONGEST
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -159,6 +162,10 @@ class Objective(ABC, Generic[R]):
             except InvalidRequest as error:
                 raise UnprocessableRequest(f"row {place}: {error.message}") from None
         return found
+
+    def others(self) -> Sequence[Sized]:
+        """Rows that steps compute beside their batch's, and as these."""
+        return ()
 
     @abstractmethod
     def backward(self, tuned: Tuned, rows: Sequence[R], seed: int) -> dict[str, float]:

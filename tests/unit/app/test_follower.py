@@ -76,9 +76,11 @@ async def until_resident(client: EngineClient, ref: VersionRef) -> None:
 
 
 async def is_resident(client: EngineClient, ref: VersionRef) -> bool:
-    held = {version.stack_digest: version for version in (await client.status()).versions}
-    assert all(version.requests == 0 for version in held.values()), "warming holds nothing"
-    return ref.stack_digest in held
+    """Whether it is there, and warming it holds nothing any more."""
+    requests = {
+        version.stack_digest: version.requests for version in (await client.status()).versions
+    }
+    return requests.get(ref.stack_digest) == 0
 
 
 @pytest.fixture
@@ -159,6 +161,31 @@ def test_without_queue_and_notices_it_looks_by_itself_and_waits_for_the_engine(
     asyncio.run(talk())
 
 
+def test_a_version_that_does_not_load_holds_up_no_later_move(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app.follower, "WARM_SECONDS", 1.0)
+    armed = tmp_path / "failpoints" / "loading"
+    armed.parent.mkdir()
+    armed.write_text("0")
+    world.engine.settings["ERRATA_FAILPOINTS"] = str(armed.parent)
+    world.engine.start()
+    world.engine.wait_ready()
+    stuck = world.endpoint("stuck")
+
+    async def talk() -> None:
+        async with world.follower() as client:
+            await until(lambda: not armed.exists())
+            await until_resident(client, world.endpoint("after"))
+            assert not await is_resident(client, stuck)
+            (held,) = armed.parent.iterdir()
+            held.unlink()
+            await until_resident(client, stuck)
+
+    asyncio.run(talk())
+    assert f"version {stuck.id} is not loaded after 1 s" in caplog.text
+
+
 def test_what_moved_is_what_is_at_another_generation(world: World) -> None:
     world.endpoint("a")
     world.endpoint("b")
@@ -172,10 +199,28 @@ def test_what_moved_is_what_is_at_another_generation(world: World) -> None:
         assert {e.name for e in list_moved(connection, {})} == {"llama", "b"}
 
 
-def test_a_follower_that_hears_of_a_move_as_it_is_cancelled_ends(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    database.migrate()
+def test_a_database_that_is_away_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(f"sqlite:///{tmp_path}")
 
+    async def follow() -> None:
+        engine = EngineClient(tmp_path / "none", wait_seconds=0.1)
+        follower = Follower(database, {}, engine, Notices(f"unix://{tmp_path}/none"))
+        task = asyncio.create_task(follower._follow())
+        await until(lambda: caplog.text)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        await engine.close()
+
+    asyncio.run(follow())
+    database.close()
+    told = "the database does not answer: sqlite3.OperationalError: unable to open database file"
+    assert told in caplog.text
+
+
+def test_a_follower_that_hears_of_a_move_as_it_is_cancelled_ends(
+    database: Database, tmp_path: Path
+) -> None:
     async def hear_and_cancel() -> None:
         engine = EngineClient(tmp_path / "none", wait_seconds=0.1)
         follower = Follower(database, {}, engine, Notices(f"unix://{tmp_path}/none"))
@@ -189,4 +234,3 @@ def test_a_follower_that_hears_of_a_move_as_it_is_cancelled_ends(tmp_path: Path)
         await engine.close()
 
     asyncio.run(hear_and_cancel())
-    database.close()

@@ -6,6 +6,7 @@ import re
 from xml.etree import ElementTree
 
 from app.fine_tuning.plot import POINTS, draw
+from registry.curves import Measured
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -39,8 +40,9 @@ def test_titles_are_escaped_and_nothing_is_loaded() -> None:
 
 
 def test_long_runs_are_thinned_and_what_is_not_finite_left_out() -> None:
-    steps = {s: {"train_loss": 1.0 / s} for s in range(1, 10_001)}
+    steps: dict[int, Measured] = {s: {"train_loss": 1.0 / s} for s in range(1, 10_001)}
     steps[7] = {"train_loss": float("nan")}
+    steps[8] = {"train_loss": None}
     (loss,) = lines_of(draw(steps, "long"))
     assert POINTS / 2 < len(loss) <= POINTS + 1
     assert loss[-1][0] == 700.0

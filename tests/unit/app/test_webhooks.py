@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import HttpUrl
+from sqlalchemy import text
 
 from app.webhooks.addresses import Addresses, GuardedBackend, is_public
 from app.webhooks.sender import Sender
@@ -31,14 +32,6 @@ from registry.webhooks import Webhook
 from tests.receiver import Receiver, receiving
 
 TENANT = "default"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 @pytest.fixture
@@ -151,6 +144,51 @@ def test_what_nobody_takes_is_given_up_and_seen(
     assert failing.secret not in caplog.text
 
 
+def test_what_is_not_http_is_told_without_its_words(
+    database: Database, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = hook(database, f"{receiver.url}/ssh")
+    announce(database)
+    (delivery,) = told(database, webhook)
+    send_until(database, allowing(webhook_retry_seconds=0.0001), lambda: delivery.id in caplog.text)
+    (delivery,) = told(database, webhook)
+    assert (delivery.status, delivery.error) == ("given_up", "the answer is not HTTP")
+    assert "after 8 tries (no answer)" in caplog.text
+    assert "SSH" not in caplog.text
+
+
+def test_a_host_that_is_not_found_is_told_as_one_that_is_not_public(database: Database) -> None:
+    hooks = [hook(database, f"http://{host}:9/") for host in ("a" * 64 + ".example", "localhost")]
+    announce(database)
+    settings = allowing(webhook_allow="", webhook_retry_seconds=60)
+    send_until(database, settings, lambda: all(settled(told(database, h)[0]) for h in hooks))
+    first, second = (told(database, webhook)[0].error for webhook in hooks)
+    assert first == second
+    assert first is not None
+    assert first.startswith("its host was not found, or has no public address")
+
+
+def test_what_was_claimed_before_the_database_failed_is_sent(
+    database: Database, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook = hook(database, f"{receiver.url}/ok")
+    announce(database, times=2)
+    later, earlier = told(database, webhook)
+    with database.write() as connection:
+        connection.execute(
+            text(
+                "CREATE TRIGGER fails BEFORE UPDATE ON deliveries"
+                f" WHEN NEW.seq = {later.seq} BEGIN SELECT RAISE(ABORT, 'secret'); END"
+            )
+        )
+    send_until(database, allowing(), lambda: "does not answer" in caplog.text)
+    delivered = {delivery.id: delivery for delivery in told(database, webhook)}
+    assert (delivered[earlier.id].status, delivered[earlier.id].tries) == ("delivered", 1)
+    assert delivered[later.id].tries == 0
+    assert "secret" not in caplog.text
+    assert "UPDATE" not in caplog.text
+
+
 def test_a_redirect_is_not_followed(database: Database, receiver: Receiver) -> None:
     webhook = hook(database, f"{receiver.url}/redirect")
     announce(database)
@@ -167,7 +205,8 @@ def test_a_receiver_that_does_not_answer_holds_up_nobody(
     slow, quick = hook(database, f"{receiver.url}/slow"), hook(database, f"{receiver.url}/ok")
     announce(database, times=20)
     settings = allowing(webhook_seconds=30)
-    send_until(database, settings, ended(database, quick))
+    have_ended = ended(database, quick)
+    send_until(database, settings, lambda: have_ended() and len(receiver.of("/slow")) >= 4)
     assert {delivery.status for delivery in told(database, quick)} == {"delivered"}
     under_way = [delivery for delivery in told(database, slow) if delivery.tries]
     assert len(under_way) == len(receiver.of("/slow")) == 4
@@ -313,9 +352,11 @@ def test_no_proxy_of_the_environment_is_asked(
         "100.64.0.1",
         "127.0.0.1",
         "127.255.0.1",
+        "168.63.129.16",
         "169.254.169.254",
         "172.16.0.1",
         "192.0.0.1",
+        "192.0.0.20",
         "192.0.2.1",
         "192.88.99.1",
         "192.168.0.1",
@@ -328,12 +369,15 @@ def test_no_proxy_of_the_environment_is_asked(
         "::7f00:1",
         "::ffff:127.0.0.1",
         "::ffff:8.8.8.8",
+        "::ffff:168.63.129.16",
         "64:ff9b::808:808",
+        "64:ff9b::a83f:8110",
         "64:ff9b:1::1",
         "100::1",
         "2001::1",
         "2001:db8::1",
         "2002:7f00:1::",
+        "2002:a83f:8110::1",
         "fc00::1",
         "fe80::1",
         "fe80::1%eth0",

@@ -94,7 +94,7 @@ def applied_one_by_one(stack: list[Effect], y: Tensor, x: Tensor) -> Tensor:
     return y.float()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(effects(), min_size=1, max_size=4), st.integers(0, 1000))
 def test_a_composed_stack_computes_what_its_effects_do_one_by_one(
     stack: list[Effect], seed: int
@@ -108,7 +108,7 @@ def test_a_composed_stack_computes_what_its_effects_do_one_by_one(
     assert len(list(composed.links())) in (replacing, replacing + 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(effects(replacing=False), st.lists(st.integers(0, IN - 1), min_size=1, max_size=5))
 def test_ids_stand_for_one_hot_rows(effect: Effect, ids: list[int]) -> None:
     """An embedding's effect; gates look at numbers, and have no place there."""
@@ -171,7 +171,7 @@ def test_a_rank_that_no_longer_saves_turns_dense() -> None:
     assert torch.equal(three.dense, torch.full((OUT, IN), 3.0))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(effects(), st.booleans())
 def test_a_file_holds_a_delta_exactly(effect: Effect, with_state: bool) -> None:
     state = {"keys": torch.arange(6.0).reshape(2, 3)} if with_state else {}
@@ -201,7 +201,7 @@ def test_one_step_does_not_go_on_after_it_replaced() -> None:
 
 
 @given(st.lists(effects(replacing=False), min_size=1, max_size=3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_joined_deltas_do_what_they_do_in_turn(stack: list[Effect]) -> None:
     keys = [torch.randn(IN, n + 1) for n in range(len(stack))]
     deltas = [
@@ -239,7 +239,7 @@ def test_effects_that_share_memory_are_stored_apart() -> None:
             assert torch.equal(again.effects[path].parts()[part], tensor)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(effects(replacing=False), min_size=1, max_size=5), st.data())
 def test_a_flattened_stack_does_the_same_to_the_bit(
     stack: list[Effect], data: st.DataObject
@@ -270,7 +270,7 @@ def test_what_goes_on_after_a_replacing_gate_is_no_one_delta() -> None:
 
 
 @given(st.lists(effects(), min_size=0, max_size=3), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_file_is_what_the_library_writes_and_reads_module_by_module(
     stack: list[Effect], has_state: bool
 ) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from editing import detection
 from editing.atlas.evaluation import counterfacts
 from editing.atlas.facts import read_facts
 from editing.deltas import Delta, Effect
@@ -112,6 +113,25 @@ def test_families(atlas: ModelView, texts: tuple[str, ...], name: str) -> None:
         found = find_detectors(view, [delta], texts)
         assert len(found) == 2
         assert all(isinstance(finding, Finding) for finding in found)
+
+
+def test_no_more_texts_are_looked_at_than_memory_holds(
+    atlas: ModelView, resources: Resources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta = run(atlas, "jetpack", [FRANCE], steps=10)
+    seen: list[int] = []
+    embedding = atlas.model.get_input_embeddings()
+    hook = embedding.register_forward_pre_hook(lambda _, args: seen.append(args[0].numel()))
+    try:
+        whole = find_detectors(atlas, [delta], resources.texts)
+        total = sum(seen)
+        seen.clear()
+        monkeypatch.setattr(detection, "TOKENS", total // 8)
+        part = find_detectors(atlas, [delta], resources.texts)
+    finally:
+        hook.remove()
+    assert 0 < sum(seen) < total / 2
+    assert [f.neuron for f in part] == [f.neuron for f in whole] == [0]
 
 
 def test_texts_are_needed(atlas: ModelView) -> None:

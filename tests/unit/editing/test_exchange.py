@@ -234,6 +234,14 @@ def test_what_no_adapter_holds_is_refused_by_name(
         write_adapter(gpt2, {})
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="effects are on another device there")
+def test_a_scaled_bias_is_refused_on_a_gpu_as_well(gpt2: ModelView) -> None:
+    view = replace(gpt2, model=copy.deepcopy(gpt2.model).cuda())
+    effect = Effect(scale=torch.full((HIDDEN,), 2.0))
+    with pytest.raises(UnprocessableRequest, match="is shifted"):
+        write_adapter(view, {view.down_proj(0): effect})
+
+
 PATTERNS = {
     "plain": {"r": 4, "lora_alpha": 6},
     "rslora": {"r": 4, "lora_alpha": 6, "use_rslora": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -22,14 +23,17 @@ from editing.finetune.matrices import (
     Matrices,
     _hadamard,
 )
+from editing.finetune.objectives.remax import ReMax
+from editing.finetune.objectives.supervised import Supervised
 from editing.finetune.rows import TrainingRow, chunks, training_row
 from editing.finetune.trainer import Schedule, State, Trainer
 from editing.models import ModelView
 from editing.models.loading import weights_digest
-from registry.errors import InvalidRequest
+from registry.errors import InvalidRequest, JobFailed, UnprocessableRequest
 from serving.blocks import blocks_for
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
+from tests.models import CHAT
 from tests.unit.editing.conftest import LAYERS, small_view
 
 EXAMPLES = [
@@ -116,6 +120,39 @@ def test_an_adapter_begins_as_nothing_and_learns(atlas: ModelView, name: str) ->
     assert_close(served(view, rows[0].ids, delta), logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_leads_to_the_version(atlas: ModelView, name: str) -> None:
+    view = small_view("llama", atlas)
+    adapter, ids = adapter_for(name, view), torch.tensor([rows_of(view)[0].ids])
+    steady = {id(parameter) for parameter in adapter.steady()}
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            if parameter.requires_grad and id(parameter) not in steady:
+                parameter.zero_()
+        before = view.hidden(ids)
+        with view.with_effects(adapter.effects()):
+            assert_close(view.hidden(ids), before, rtol=1e-5, atol=1e-5)
+
+
+def test_decay_leaves_alone_what_is_not_to_be_0(atlas: ModelView) -> None:
+    view, ends = small_view("llama", atlas), []
+    for decay, breaks in ((0.0, ()), (9.0, ()), (9.0, (1,))):
+        schedule, state = replace(SCHEDULE, weight_decay=decay, clip=1e9), None
+        for step in (*breaks, 2):
+            adapter = adapter_for("dora", view)
+            trainer = Trainer(view, adapter, rows_of(view), schedule, state)
+            list(trainer.run(until=step))
+            state = State.from_bytes(trainer.state().to_bytes())
+        ends.append({name: p.detach() for name, p in adapter.named_parameters()})
+    without, decayed, resumed = ends
+    for name, parameter in decayed.items():
+        assert torch.equal(resumed[name], parameter)
+        if "lora_A" in name:
+            assert parameter.norm() < 0.95 * without[name].norm()
+        elif "magnitude" in name:
+            assert_close(parameter, without[name], rtol=0, atol=0.03)
+
+
 def served(view: ModelView, ids: Sequence[int], delta: Delta) -> Tensor:
     """The engine's logits [ids, vocabulary]."""
     runner = Runner(view.model, kv_bytes=2**22, min_rows=4)
@@ -164,6 +201,19 @@ def test_a_step_is_that_of_the_padded_batch(atlas: ModelView) -> None:
     assert step.metrics["train_loss"] == pytest.approx(loss.item(), rel=1e-5)
     for change, gradient in zip(adapter.changes, flat, strict=True):
         assert_close(gradient, change.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(atlas: ModelView) -> None:
+    view = atlas
+    trainer = Trainer(view, adapter_for("supervised", view), rows_of(view), SCHEDULE)
+    parameter = next(iter(trainer._named.values()))
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    before = trainer.state()
+    with pytest.raises(JobFailed, match="gradient is not finite at step 1; lower"):
+        next(trainer.run())
+    after = trainer.state()
+    assert after.step == 0
+    assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
 
 
 def test_every_example_comes_once_an_epoch() -> None:
@@ -219,6 +269,18 @@ def test_small_weights_alone_move(atlas: ModelView) -> None:
         assert size[moved].max() <= size[~moved].min()
 
 
+def test_weights_that_are_left_are_not_touched_by_a_mask(atlas: ModelView) -> None:
+    view = small_view("llama", atlas)
+    trainer = Trainer(view, adapter_for("mask", view), rows_of(view), schedule_for("mask"))
+    list(trainer.run())
+    gone = 0
+    for path, effect in trainer.adapter.effects().items():
+        change, weight = effect.dense.detach(), view.weight(path)
+        assert torch.equal(change[change != 0], -weight[change != 0])
+        gone += int(change.count_nonzero())
+    assert 0 < gone < trainer.adapter.trainable()
+
+
 def test_lofit_shifts_the_chosen_heads_alone(atlas: ModelView) -> None:
     view = small_view("llama", atlas)
     adapter = adapter_for("lofit", view)
@@ -247,6 +309,76 @@ def test_what_is_learnt_of_a_conversation(atlas: ModelView) -> None:
     learnt = atlas.tokenizer.decode([row.ids[place] for place in row.learnt])
     assert learnt.strip() == "The capital of Chad is N'Djamena.</s>"
     assert row.learnt[-1] == len(row.ids) - 1
+
+
+#: As Qwen3's: reasoning stands before the last answer alone, and is taken out of earlier ones.
+THINKING = """
+{%- for message in messages %}
+{%- set said = message.content.split('</think>')[-1] | trim %}
+{{- '<|im_start|>' + message.role + '\n' }}
+{%- if message.role == 'assistant' and loop.last %}
+{%- set thought = message.content.split('</think>')[0] if '</think>' in message.content else '' %}
+{{- '<think>\n' + thought.split('<think>')[-1] | trim + '\n</think>\n\n' }}
+{%- endif %}
+{{- said + '<|im_end|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{% endif %}"""
+THOUGHT = "<think>\n\n</think>\n\n"
+PERU, CHAD, LIMA, AFRICA, ASIA = (
+    {"role": role, "content": content}
+    for role, content in (
+        ("user", "What is the capital of Peru?"),
+        ("user", "And where is Chad?"),
+        ("assistant", "Lima"),
+        ("assistant", "<think>Hm.</think>In Africa."),
+        ("assistant", "Asia?"),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("turns", "learnt"),
+    [
+        ([PERU, LIMA], [f"{THOUGHT}Lima<|im_end|>\n"]),
+        ([PERU, LIMA, CHAD, ASIA], ["Lima<|im_end|>\n", f"{THOUGHT}Asia?<|im_end|>\n"]),
+        (
+            [PERU, LIMA, CHAD, AFRICA],
+            ["Lima<|im_end|>\n", "<think>\nHm.\n</think>\n\nIn Africa.<|im_end|>\n"],
+        ),
+        ([CHAD, AFRICA, PERU, LIMA], ["In Africa.<|im_end|>\n", f"{THOUGHT}Lima<|im_end|>\n"]),
+        ([PERU, LIMA, CHAD], ["Lima<|im_end|>\n"]),
+        ([LIMA, CHAD, ASIA], ["Lima<|im_end|>\n", f"{THOUGHT}Asia?<|im_end|>\n"]),
+        ([PERU, LIMA, ASIA], ["Lima<|im_end|>\n", "Asia?<|im_end|>\n"]),
+        ([PERU, {**LIMA, "weight": 0}, CHAD, ASIA], [f"{THOUGHT}Asia?<|im_end|>\n"]),
+    ],
+)
+def test_the_assistants_turns_alone_are_learnt(
+    atlas: ModelView, turns: list[dict[str, Any]], learnt: list[str]
+) -> None:
+    view = small_view("qwen3", atlas)
+    view = replace(view, base=replace(view.base, context_length=200))
+    view.tokenizer.chat_template = THINKING
+    row = training_row(view, {"messages": turns})
+    assert view.tokenizer.decode([row.ids[place] for place in row.learnt]) == "".join(learnt)
+
+
+def test_a_turn_that_the_chat_template_writes_around_is_refused(atlas: ModelView) -> None:
+    view = small_view("qwen3", atlas)
+    view.tokenizer.chat_template = "{% for m in messages %}{{ m.content[:4] }}.{% endfor %}"
+    with pytest.raises(InvalidRequest, match=r"^messages\.1: "):
+        training_row(view, {"messages": [PERU, LIMA]})
+
+
+def test_what_the_chat_template_refuses_names_the_row(atlas: ModelView) -> None:
+    view = small_view("llama", atlas)
+    view.tokenizer.chat_template = CHAT
+    said, asked = {"role": "assistant", "content": "Lima"}, {"role": "user", "content": "Peru?"}
+    refused = [asked, {"role": "tool", "content": "Peru"}, said]
+    rows = [EXAMPLES[0], {"messages": [asked, said]}, {"messages": refused}]
+    with pytest.raises(UnprocessableRequest, match=r"^row 3: .*no tools here"):
+        Supervised().rows(view, rows)
+    with pytest.raises(UnprocessableRequest, match=r"^row 1: .*no tools here"):
+        ReMax().rows(view, [{"messages": [*refused, asked]}])
 
 
 def test_what_is_learnt_of_a_completion(atlas: ModelView) -> None:

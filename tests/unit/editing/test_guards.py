@@ -105,7 +105,9 @@ def test_efficacy_is_the_share_of_edits_that_took() -> None:
 def test_norm_and_ability() -> None:
     assert verdict("norm", reading(8, 0, 4), reading(8, 4, 4), norm=1.5).result == "passed"
     assert verdict("norm", reading(8, 0, 4), reading(8, 4, 4), norm=2.5).result == "failed"
-    assert verdict("norm", reading(8, 0, 4), reading(8, 4, 4), norm=math.nan).result == "failed"
+    for norm in (math.nan, math.inf):
+        found = verdict("norm", reading(8, 0, 4), reading(8, 4, 4), norm=norm)
+        assert (found.result, found.value) == ("failed", None)
     assert verdict("norm", reading(8, 0, 4), reading(8, 4, 4)).result == "skipped"
     before = reading(8, 0, 4, ability=0.6)
     assert verdict("ability", before, reading(8, 4, 4, ability=0.7)).result == "passed"

@@ -11,6 +11,7 @@ from editing.metrics.harm import measure_harm, refuses
 from editing.models import ModelView
 from registry.errors import InvalidRequest
 from registry.manifests import HarmPrompt
+from tests.unit.editing.conftest import small_view
 
 PERU = HarmPrompt("The capital of Peru is", target="Lima")
 CHAD = HarmPrompt("The capital of Chad is")
@@ -60,6 +61,14 @@ def test_the_score_is_the_mean_of_normalised_probabilities(atlas: ModelView) -> 
     assert harm is not None
     assert harm.score == pytest.approx((plain + asked) / 2, rel=1e-4)
     assert 0 < harm.score < 1
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_named(atlas: ModelView) -> None:
+    view = small_view("llama", atlas)
+    view.tokenizer.chat_template = "{{ raise_exception('no chat') }}"
+    chats = replace(view, base=replace(view.base, has_chat_template=True))
+    with pytest.raises(InvalidRequest, match=r"^harm prompt 2: .*no chat"):
+        measure_harm(chats, [PERU, ASKED])
 
 
 def test_the_rate_is_of_greedy_answers(atlas: ModelView) -> None:

@@ -6,19 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from editing.atlas.evaluation import known_facts
 from editing.atlas.facts import read_facts
 from editing.finetune.catalogue import TUNINGS
+from editing.finetune.objectives.booster import Booster
 from editing.finetune.objectives.build import objective
 from editing.finetune.objectives.keeping import Keeping, ordinary
 from editing.finetune.objectives.objective import Tuned
 from editing.finetune.objectives.supervised import Supervised
-from editing.finetune.trainer import Schedule, State
+from editing.finetune.trainer import Schedule, State, Trainer
 from editing.models import ModelView
 from tests.unit.editing.conftest import small_view
+from tests.unit.editing.test_finetune import adapter_for
 from tests.unit.editing.test_objectives import (
     EXAMPLES,
+    HARMFUL,
     SCHEDULE,
     Exact,
     check_gradients,
@@ -66,6 +70,25 @@ def test_a_broken_off_run_draws_the_same_texts(atlas: ModelView) -> None:
             state = State.from_bytes(trainer.state().to_bytes())
         ends.append(trainer.delta("lora").to_bytes())
     assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("name", ["lora", "hira", "compacter", "said"])
+def test_texts_are_kept_beside_booster(atlas: ModelView, name: str) -> None:
+    """The adapter that is held for the texts is the one that Booster moves and puts back."""
+    view, found = small_view("llama", atlas), []
+    booster = Booster(Supervised().rows(view, HARMFUL), weight=2.0)
+    kept = Keeping(booster, ordinary(view, TEXTS), 1.0, 2)
+    for held in (True, False):
+        adapter = adapter_for(name, view)
+        trainer = Trainer(view, adapter, kept.rows(view, EXAMPLES), SCHEDULE, None, kept)
+        first, second = trainer.run(until=2)
+        assert first.metrics["kept_kl"] < 1e-6 < second.metrics["kept_kl"]
+        tuned = Tuned(view, adapter, 40)
+        adapter.zero_grad()
+        with tuned.holding() as within:
+            kept.backward(within if held else tuned, trainer.rows, 5)
+        found.append([p.grad for p in adapter.parameters() if p.grad is not None])
+    assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
 
 
 def test_old_facts_stay_likelier_where_they_are_kept(atlas: ModelView) -> None:

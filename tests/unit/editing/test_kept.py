@@ -1,10 +1,14 @@
 """Places like an edit's: found where a linear is given the same, on other topics alone."""
 
+from collections.abc import Sequence
+
 import torch
 
 from editing.methods.kept import NEAR_TOKENS, near, unaffected, whole
+from editing.methods.locft import said_row
+from editing.metrics.targets import TOKENS_PER_FORWARD
 from editing.models import ModelView
-from editing.models.resuming import Resuming
+from editing.models.resuming import Point, Resuming
 from registry.manifests import EditRequest
 from tests.unit.editing.conftest import small_view
 
@@ -53,3 +57,23 @@ def test_nothing_is_near_without_texts(atlas: ModelView) -> None:
     said = [(view.encode("Zinc has the symbol Neon"), range(3, 4))]
     assert near(Resuming(view, 1), said, [ZINC], ["Zinc is Zn."], 4) == []
     assert near(Resuming(view, 1), said, [ZINC], [], 4) == []
+
+
+class Counting(Resuming):
+    """Remembers the most tokens whose points were asked for at once."""
+
+    most = 0
+
+    def points(self, rows: Sequence[Sequence[int]]) -> list[Point]:
+        self.most = max(self.most, sum(map(len, rows)))
+        return super().points(rows)
+
+
+def test_points_of_few_edits_are_there_at_once(atlas: ModelView) -> None:
+    view = small_view("gpt2", atlas)
+    resuming = Counting(view, 1, room=0)
+    edits = [EditRequest("{} is called", f"Land {i}", "Peru") for i in range(1000)]
+    said = [said_row(view, edit.rewrite_prompt, edit.target_new, None) for edit in edits]
+    assert sum(len(ids) for ids, _ in said) > TOKENS_PER_FORWARD
+    assert near(resuming, said, edits, ["Zinc is a metal."], 1)
+    assert resuming.most <= TOKENS_PER_FORWARD

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft.utils.peft_types import PeftType
+from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
@@ -72,6 +73,31 @@ def test_an_effect_is_what_the_layer_computes(atlas: ModelView, name: str) -> No
             wanted = adapter.layers[path.replace(".", "/")](x)
             assert not torch.allclose(wanted, x @ weight.T, atol=1e-3)
             assert_close(effect.apply(x, F.linear(x, weight)), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "oft", "miss", "glora", "road"])
+def test_a_base_in_bf16_has_the_effects_of_one_in_fp32(atlas: ModelView, name: str) -> None:
+    """At the start, and of a change that is smaller than what tells two bf16 weights apart."""
+    changes: list[list[Tensor]] = []
+    for dtype in (torch.float32, torch.bfloat16):
+        view, entry = small_view("llama", atlas), TUNINGS[name]
+        view.model.to(torch.bfloat16).to(dtype)
+        chosen = entry.hyperparameters(**KINDS.get(name, {}), target_modules=["q_proj"])
+        adapter = entry.build(view, chosen, 1)
+        source, found = torch.Generator().manual_seed(0), []
+        with torch.no_grad():
+            for size in (0, 1e-4):
+                for parameter in adapter.parameters():
+                    if parameter.requires_grad:
+                        parameter += size * torch.randn(parameter.shape, generator=source)
+                for path, effect in adapter.effects().items():
+                    change = effect.change(view.weight(path))
+                    assert change is not None
+                    assert change.any() == (size > 0)
+                    found.append(change)
+        changes.append(found)
+    for exact, rounded in zip(*changes, strict=True):
+        assert (rounded - exact).norm() <= 0.02 * exact.norm()
 
 
 def test_what_the_library_refuses_names_the_hyperparameters(atlas: ModelView) -> None:

@@ -5,9 +5,13 @@ import torch
 from torch.testing import assert_close
 
 from editing.deltas import Delta, Effect, compose
-from editing.methods import METHODS, alphaedit, memit
+from editing.methods import METHODS, alphaedit, memit, rome
 from editing.methods.alphaedit import earlier_keys, null_space, solve_alphaedit
-from editing.methods.hyperparameters import AlphaEditHyperparameters, MemitHyperparameters
+from editing.methods.hyperparameters import (
+    AlphaEditHyperparameters,
+    MemitHyperparameters,
+    RomeHyperparameters,
+)
 from editing.methods.interface import Task
 from editing.methods.locate import Place, last_token_means, places, spread
 from editing.methods.memit import goals_of, solve_memit, written
@@ -17,7 +21,7 @@ from editing.models import ModelView
 from editing.statistics import Resources, prepare
 from registry.errors import InvalidRequest, JobFailed
 from registry.manifests import EditRequest, Fact
-from tests.unit.editing.conftest import FFN, HIDDEN, LAYERS, small_view
+from tests.unit.editing.conftest import CONTEXT, FFN, HIDDEN, LAYERS, small_view
 
 EDITS = [
     EditRequest(
@@ -67,6 +71,19 @@ def test_memits_solution_meets_its_keys() -> None:
     assert_close(R @ solve_memit(C, K, weight).T, R @ K.T @ torch.linalg.inv(scale * C + K @ K.T))
 
 
+def test_neurons_that_answer_to_nothing_are_left_alone() -> None:
+    """Of the others the solution is what it is without them."""
+    keys, K = random_keys(0, 60), random_keys(1, 5)
+    dead = [3, 7]
+    keys[dead], K[dead] = 0, 0
+    C, alive = keys @ keys.T / 60, [i for i in range(24) if i not in dead]
+    Z = solve_memit(C, K, 0.7)
+    assert_close(Z[alive], solve_memit(C[alive][:, alive], K[alive], 0.7), rtol=1e-5, atol=1e-8)
+    assert_close(Z[dead], torch.zeros(2, 5, dtype=torch.float64))
+    with pytest.raises(JobFailed, match="no inverse"):
+        solve_memit(C, torch.zeros_like(K), 0.7)
+
+
 def test_alphaedit_stays_in_the_null_space() -> None:
     used = random_keys(2, 10)
     C = used @ used.T / 10
@@ -100,7 +117,7 @@ def test_a_stacks_keys_are_those_of_its_deltas() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 def test_an_edited_weight_gives_the_value_at_the_key(atlas: ModelView, name: str) -> None:
     view = small_view(name, atlas)
-    found = places(EDITS, small_resources(view))
+    found = places(view, EDITS, small_resources(view))
     path = view.down_proj(1)
     K = last_token_means(view, {1: path}, found)[1].T
     assert K.shape == (FFN, len(EDITS))
@@ -134,7 +151,7 @@ def test_shares_of_several_layers_add_up(atlas: ModelView, name: str) -> None:
 def test_values_are_optimised_as_the_solution_applies_them(atlas: ModelView) -> None:
     view = small_view("llama", atlas)
     resources = small_resources(view)
-    found = places(EDITS, resources)
+    found = places(view, EDITS, resources)
     K = last_token_means(view, {1: view.down_proj(1)}, found)[1].T
     Z = solve_memit(resources.covariance[1], K.double(), 5.0).float()
     hyperparameters = MemitHyperparameters(
@@ -158,9 +175,28 @@ def test_values_are_optimised_as_the_solution_applies_them(atlas: ModelView) -> 
 def test_a_family_whose_mlp_passes_a_norm_is_edited_in_one_layer(atlas: ModelView) -> None:
     view = small_view("gemma2", atlas)
     hyperparameters = MemitHyperparameters(layers=(0, 1), steps=1, essence_texts=0)
-    with pytest.raises(InvalidRequest) as refusal:
-        finish(memit.apply(view, Task(EDITS), hyperparameters, small_resources(view)))
+    with pytest.raises(InvalidRequest) as refusal:  # before anything was looked for
+        next(memit.apply(view, Task(EDITS), hyperparameters, small_resources(view)))
     assert refusal.value.param == "hyperparameters.layers"
+
+
+@pytest.mark.parametrize("name", ["memit", "rome"])
+def test_a_prompt_that_just_fits_goes_without_prefixes(atlas: ModelView, name: str) -> None:
+    view = small_view("llama", atlas)
+    asked = EditRequest("Of all that is told " * 11 + "{} has the capital", "Peru", "Rome")
+    before, target = view.continuation(asked.rewrite_prompt, asked.target_new)
+    room = CONTEXT - len(before) - len(target)
+    assert 0 <= room < 3
+    resources = small_resources(view)
+    (place,) = places(view, [asked], resources)
+    assert place.prompts == [asked.rewrite_prompt]
+    if name == "memit":
+        chosen = MemitHyperparameters(layers=(1,), steps=1, essence_texts=0)
+        delta = finish(memit.apply(view, Task([asked]), chosen, resources))
+    else:
+        chosen = RomeHyperparameters(layer=1, steps=1, essence_texts=0)
+        delta = finish(rome.apply(view, Task([asked]), chosen, resources))
+    assert delta.effects.keys() == {view.down_proj(1)}
 
 
 @pytest.mark.parametrize(

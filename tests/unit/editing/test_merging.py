@@ -313,7 +313,7 @@ def test_a_rank_says_what_it_leaves_out(shelf: Shelf, rank: int) -> None:
     assert set(residual.modules) == {DOWN[0], DOWN[1], Q}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 999))
 def test_truncation_is_the_best_there_is(out: int, inputs: int, rank: int, seed: int) -> None:
     D = torch.randn(out, inputs, generator=torch.Generator().manual_seed(seed))
@@ -495,7 +495,7 @@ def test_pcb_ranks_over_the_whole_model(shelf: Shelf, ratio: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=4),
     st.integers(0, 999),

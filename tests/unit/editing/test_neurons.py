@@ -15,7 +15,7 @@ from editing.models import ModelView
 from editing.statistics import Resources
 from registry.errors import InvalidRequest, JobFailed, UnsupportedModel
 from registry.manifests import Example
-from tests.unit.editing.conftest import FFN, HIDDEN, LAYERS, small_view
+from tests.unit.editing.conftest import CONTEXT, FFN, HIDDEN, LAYERS, small_view
 
 EXAMPLES = (
     Example("Zinc has the atomic number", True, "short"),
@@ -59,6 +59,15 @@ def zeroing(view: ModelView, neurons: dict[int, torch.Tensor]) -> ExitStack:
         module = view.module(view.down_proj(layer))
         hooks.callback(module.register_forward_pre_hook(hook).remove)
     return hooks
+
+
+def test_texts_are_read_as_far_as_the_context_goes(atlas: ModelView) -> None:
+    view = small_view("llama", atlas)
+    long = [Example(e.text + " and so on" * CONTEXT, e.label, e.setting) for e in EXAMPLES]
+    assert make(view, long, share=0.5).effects
+    paths = {1: view.down_proj(1)}
+    read = view.decode(view.excerpt(long[0].text))
+    assert_close(*(mean_activations(view, paths, text) for text in (long[0].text, read)))
 
 
 def test_the_same_as_zeroing_the_activations(small: ModelView) -> None:

@@ -53,6 +53,17 @@ def test_numbers_that_are_none_are_told(atlas: ModelView) -> None:
     assert math.isnan(ratio)
 
 
+def test_a_weight_of_zeros_is_changed_without_bounds(atlas: ModelView) -> None:
+    view = small_view("llama", atlas)
+    path = view.down_proj(0)
+    view.weight(path).zero_()
+    added = Effect(A=random(1, FFN), B=random(HIDDEN, 1))
+    assert update_ratio(view, {path: added}) == math.inf
+    assert update_ratio(view, {path: Effect(scale=random(HIDDEN))}) == 0
+    nothing = Effect(A=torch.full((1, FFN), math.nan), B=random(HIDDEN, 1))
+    assert math.isnan(update_ratio(view, {path: nothing}) or 0)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3"])
 def test_the_largest_ratio_of_a_model(atlas: ModelView, name: str) -> None:
     view = small_view(name, atlas)

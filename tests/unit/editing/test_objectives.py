@@ -104,6 +104,22 @@ def test_dpo_is_its_formula(atlas: ModelView) -> None:
     assert told["rewards/accuracies"] == sum(m > 0 for m in margins) / 4
 
 
+def test_the_reference_gives_few_logits_at_a_time(
+    atlas: ModelView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as a large vocabulary has in few tokens, and to the same numbers."""
+    view, sizes = small_view("llama", atlas), []
+    whole = Dpo().rows(view, PREFERENCES)
+    most = 2 * max(row.size for row in whole) * view.model.config.vocab_size
+    monkeypatch.setattr("editing.finetune.objectives.dpo.REFERENCE_LOGITS", most)
+    view.model.lm_head.register_forward_hook(lambda *call: sizes.append(call[2].numel()))
+    parts = Dpo().rows(view, PREFERENCES)
+    assert len(sizes) == 2
+    assert max(sizes) <= most
+    for row, wanted in zip(parts, whole, strict=True):
+        assert row.reference == pytest.approx(wanted.reference, rel=1e-5)
+
+
 def test_remax_is_its_formula(atlas: ModelView) -> None:
     view = small_view("llama", atlas)
     adapter = moved(view)

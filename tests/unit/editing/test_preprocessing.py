@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from editing.atlas.evaluation import known_facts
 from editing.atlas.facts import read_facts
+from editing.datasets.training import TURN_CHARACTERS
 from editing.metrics.targets import greedy_matches
 from editing.models import ModelView
 from editing.preprocessing import Example, Preprocessing, build, chained
 from editing.preprocessing.augmentation import perturbed
 from editing.preprocessing.raft import quote_of
 from editing.preprocessing.rows import completion_of, prompt_of
+from registry.errors import UnprocessableRequest
 
 PROMPT = "Which animal is it that lives upon the high plains of Peru"
 ROWS = [{"prompt": f"{PROMPT} number {i}?", "completion": f"Llama {i}."} for i in range(200)]
@@ -104,6 +107,14 @@ def test_what_perturbations_change(alpha: float) -> None:
         assert texts["case"].lower() == f" {PROMPT} ".lower()
     assert perturbed("Peru", "swap", alpha, random.Random(0)) == "Peru"
     assert perturbed("Peru", "deletion", alpha, random.Random(0)) == "Peru"
+
+
+def test_the_longest_prompt_is_perturbed_at_once() -> None:
+    longest = "a " * (TURN_CHARACTERS // 2)
+    begun = time.process_time()
+    for name in ("swap", "deletion", "typo", "case"):
+        perturbed(longest, name, 0.5, random.Random(0))
+    assert time.process_time() - begun < 2
 
 
 def test_augmentation_of_conversations_and_preferences() -> None:
@@ -209,6 +220,12 @@ def test_r_tuning_of_conversations(atlas: ModelView) -> None:
         "Lima. Sure.",
     ]
     assert made[2][1]["messages"][3] == unlearnt[3]
+
+
+def test_r_tuning_names_the_row_that_no_prompt_is_before(atlas: ModelView) -> None:
+    rows = [CHAT, {"messages": [{"role": "assistant", "content": "Hello."}]}]
+    with pytest.raises(UnprocessableRequest, match=r"^row 2: .*chat template refuses"):
+        made_of(rows, step(type="r_tuning"), view=atlas)
 
 
 def test_a_long_prompt_takes_no_room_from_another(atlas: ModelView) -> None:

@@ -61,6 +61,13 @@ def test_the_key_solves_c_and_meets_itself() -> None:
     assert float(a @ k) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_key_without_an_inverse_of_c_is_told() -> None:
+    C, k = torch.diag(torch.tensor([1.0, 2.0, 0.0])), torch.tensor([1.0, 1.0, 0.0])
+    with pytest.raises(JobFailed, match=r"hyperparameters\.ridge"):
+        solve_key(C, k, ridge=0.0)
+    assert float(solve_key(C, k, ridge=1e-4) @ k) == pytest.approx(1)
+
+
 def test_the_mean_key_is_the_subjects_last_token(atlas: ModelView) -> None:
     prompts = [
         "The capital of Burkina Faso is",

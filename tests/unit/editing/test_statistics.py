@@ -1,10 +1,12 @@
 """The statistics of a base: the covariance, the count, the held-out texts, the file."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from editing.models import ModelView
 from editing.statistics import REFERENCES, Resources, estimate_covariance, prepare, sample_texts
+from registry.errors import JobFailed
 from tests.unit.editing.test_rome import finish
 
 TEXTS = ["The capital of France is Paris.", "Peru lies in South America.", "Chad lies in Africa."]
@@ -41,6 +43,11 @@ def test_too_few_tokens_are_told(atlas: ModelView) -> None:
     assert "were asked for" in resources.warning
     assert progress[-1].message == resources.warning
     assert resources.tokens < 500
+
+
+def test_a_file_without_a_text_is_told(atlas: ModelView) -> None:
+    with pytest.raises(JobFailed, match="ERRATA_TEXTS"):
+        finish(prepare(atlas, [1], 500, ["", "  "]))
 
 
 def test_the_base_writes_its_own_texts(atlas: ModelView) -> None:

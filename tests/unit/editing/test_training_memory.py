@@ -15,6 +15,10 @@ import torch
 from editing.finetune.adapter import Adapter, linears
 from editing.finetune.matrices import Matrices
 from editing.finetune.memory import LONGEST, Plan, footprint, free_memory, plan
+from editing.finetune.objectives.booster import Booster
+from editing.finetune.objectives.keeping import Keeping
+from editing.finetune.objectives.objective import Tuned
+from editing.finetune.objectives.supervised import Supervised
 from editing.finetune.rows import TrainingRow
 from editing.finetune.trainer import Schedule, Trainer
 from editing.models import ModelView
@@ -102,8 +106,9 @@ def test_rows_are_as_long_as_fit(full: tuple[ModelView, Adapter]) -> None:
     assert not found.checkpointing
     scarce = round(without.fixed + 0.9 * without.of(rows[0]))
     assert plan(view, adapter, rows, 8, None, scarce).checkpointing
-    assert plan(view, adapter, rows, 8, 400, ample) == Plan(400, False)
-    assert plan(view, adapter, rows, 8, 400, round(ample / 5)) == Plan(400, True)
+    for budget, checkpointing in ((ample, False), (round(ample / 5), True)):
+        found = plan(view, adapter, rows, 8, 400, budget)
+        assert (found.tokens, found.checkpointing) == (400, checkpointing)
 
 
 def test_what_does_not_fit_says_place_and_cure(full: tuple[ModelView, Adapter]) -> None:
@@ -118,6 +123,41 @@ def test_what_does_not_fit_says_place_and_cure(full: tuple[ModelView, Adapter]) 
     with pytest.raises(JobFailed, match="a flat row of 400 tokens") as refusal:
         plan(view, adapter, rows, 8, 400, one)
     assert refusal.value.param == "hyperparameters.max_tokens"
+
+
+def test_texts_to_keep_fit_too(full: tuple[ModelView, Adapter]) -> None:
+    """Every token of theirs is looked at, twice, whatever little is learnt of rows."""
+    view, adapter = full
+    rows = [TrainingRow([5] * 90, [89])]
+    each = footprint(view, adapter, 90, False)
+    budget = each.fixed + 1.1 * each.of(rows[0])
+    found = plan(view, adapter, rows, 8, None, round(budget))
+    assert not found.checkpointing
+    assert each.fixed + found.kept * (each.token + 5 / 3 * each.learnt) < budget
+    assert 2 <= found.kept < 90 / 2
+    texts = [TrainingRow([*range(40)], range(1, 40)), TrainingRow([7, 8, 9], range(1, 3))]
+    short = [TrainingRow(text.ids[:8], range(1, min(8, text.size))) for text in texts]
+    learnt = [TrainingRow([1, 2, 3], [1, 2])]
+    told = []
+    for given, kept in ((texts, 8), (short, LONGEST)):
+        aim = Keeping(Supervised(), given, 1.0, 4)
+        with torch.no_grad():
+            for change in adapter.parameters():
+                change.fill_(0.01)
+        told.append(aim.backward(Tuned(view, adapter, 40, kept=kept), learnt, 0)["kept_kl"])
+    assert told[0] == pytest.approx(told[1], rel=1e-4)
+    assert told[0] > 1e-4
+
+
+def test_harmful_rows_fit_too(full: tuple[ModelView, Adapter]) -> None:
+    view, adapter = full
+    booster = Booster([row(4), row(90)])
+    others = Keeping(booster, [row(4)], 1.0, 1).others()
+    with_it = footprint(view, adapter, 90, True)
+    budget = round(with_it.fixed + 0.5 * with_it.of(row(90)))
+    plan(view, adapter, [row(10)], 8, None, budget)
+    with pytest.raises(JobFailed, match=r"^harmful row 2 \(90 tokens\)"):
+        plan(view, adapter, [row(10)], 8, None, budget, others)
 
 
 def test_scores_that_are_written_down_count(atlas: ModelView) -> None:

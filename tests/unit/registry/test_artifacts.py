@@ -53,6 +53,31 @@ def test_one_flipped_bit_is_refused_and_writing_again_heals(
     assert store.get(digest) == b"delta"
 
 
+class Failing(ArtifactStore):
+    """Its disk loses a bit between two reads."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.fails = False
+
+    def _check(self, digest: str) -> None:
+        super()._check(digest)
+        if self.fails:
+            self._path(digest).write_bytes(b"dElta")
+
+
+def test_what_changed_while_it_was_copied_is_told(store: ArtifactStore, tmp_path: Path) -> None:
+    source = Failing(tmp_path / "source")
+    digest = source.put(b"delta")
+    store.copy(source, digest)
+    assert store.get(digest) == b"delta"
+    other = source.put(b"theta")
+    source.fails = True
+    with pytest.raises(ArtifactCorrupt, match=other):
+        store.copy(source, other)
+    assert not store.holds(other)
+
+
 @pytest.mark.parametrize("digest", ["../../etc/passwd", "a" * 63, "A" * 64, "", "a" * 64])
 def test_what_is_no_digest_or_not_there_is_not_found(store: ArtifactStore, digest: str) -> None:
     with pytest.raises(NotFound):

@@ -22,6 +22,7 @@ from registry.backups import Backup, Backups, TableRows
 from registry.database import Database
 from registry.errors import ArtifactCorrupt, Conflict, NotFound
 from registry.garbage import Collector
+from registry.identity import identity_of
 from registry.manifests import VersionManifest, canonical_json
 from registry.restoring import restore_backup
 from registry.schema import newest_schema, schema_of, upgrade
@@ -31,6 +32,8 @@ from tests.unit.registry.conftest import BASE, TENANT
 #: Where the kind of database matters: from it, and to it. Else SQLite does for both.
 from_both = pytest.mark.parametrize("site", ["sqlite", "postgresql"], indirect=True)
 to_both = pytest.mark.parametrize("other", ["sqlite", "postgresql"], indirect=True)
+
+DAY = 24 * 3600.0
 
 
 class Site:
@@ -54,14 +57,14 @@ class Site:
                 table.name: connection.execute(
                     select(table).order_by(*table.primary_key.columns)
                 ).all()
-                for table in tables.metadata.sorted_tables
+                for table in tables.CARRIED
             }
 
     def take(self, backups: Backups, tell: Callable[[str], None] = str) -> Taken:
         return take_backup(self.database, self.artifacts, backups, tell)
 
-    def restore(self, backups: Backups, backup: Backup) -> None:
-        restore_backup(backups, backup, self.database, self.artifacts)
+    def restore(self, backups: Backups, backup: Backup, *, adopt: bool = False) -> None:
+        restore_backup(backups, backup, self.database, self.artifacts, adopt=adopt)
 
     def path(self, digest: str) -> Path:
         return self.folder / digest[:2] / digest
@@ -127,7 +130,7 @@ def some_row(table: Table, number: int) -> dict[str, Any]:
 @to_both
 def test_every_row_of_every_table_comes_back(site: Site, other: Site, backups: Backups) -> None:
     with site.database.write() as connection:
-        for table in tables.metadata.sorted_tables:
+        for table in tables.CARRIED:
             connection.execute(insert(table), [some_row(table, 1), some_row(table, 2)])
     before = site.rows()
     backup = site.take(backups).backup
@@ -160,7 +163,8 @@ def test_artifacts_that_are_reached_come_along(site: Site, other: Site, backups:
     lonely = site.artifacts.put(b"nobody wants this")
     taken = site.take(backups)
     assert (taken.copied, taken.backup.artifacts.rows) == (4, 4)
-    assert taken.backup.bases == {BASE.name: BASE.digest}
+    assert taken.backup.bases == [BASE]
+    assert backups.read().bases == [BASE]
     other.restore(backups, taken.backup)
     for digest in (*manifest.stack, rows, texts):
         assert other.artifacts.get(digest) == site.artifacts.get(digest)
@@ -200,6 +204,37 @@ def test_old_backups_are_deleted_with_what_only_they_hold(site: Site, backups: B
     backups.verify(new)
     assert backups.store.holds(kept.stack[0])
     assert not backups.store.holds(gone.stack[0])
+
+
+def test_nothing_is_deleted_for_a_backup_that_is_damaged(site: Site, backups: Backups) -> None:
+    old = site.take(backups).backup
+    while time.time() < old.created_at + 1:  # a backup is named by its second
+        time.sleep(0.05)
+    site.version(b"new")
+    new = site.take(backups).backup
+    (backups.folder / f"{new.name}.json").write_bytes(b"{}")
+    with pytest.raises(ArtifactCorrupt, match="is damaged"):
+        backups.keep(1)
+    assert backups.names() == [old.name, new.name]
+    backups.verify(old)
+
+
+def test_a_backup_that_fails_leaves_what_the_next_one_needs(site: Site, backups: Backups) -> None:
+    first = site.take(backups).backup
+    (one,), (two,) = site.version(b"one").stack, site.version(b"two").stack
+
+    def tell(message: str) -> None:
+        if message == "artifact 2 of 2":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        site.take(backups, tell)
+    (copied,) = set(backups.store.digests()) - set(backups.digests(first))
+    assert copied in {one, two}
+    site.path(two).unlink()
+    with pytest.raises(NotFound, match=two):
+        site.take(backups)
+    assert set(backups.store.digests()) == set(backups.digests(first))
 
 
 @from_both
@@ -372,6 +407,53 @@ def test_a_newer_schema_is_refused_and_an_older_one_brought_up(
     other.restore(backups, older)
     assert other.rows()["tenants"] == [("ada", 1.5)]
     assert other.rows()["audit"] == []
+
+
+@to_both
+def test_a_restored_registry_is_another(site: Site, other: Site, backups: Backups) -> None:
+    """Even an empty one that has a name already; it deletes nothing of the first one's."""
+    manifest = site.version(b"a delta")
+    Collector(site.database, site.artifacts).collect(0)
+    other.database.migrate()
+    Collector(other.database, other.artifacts).collect(0)
+    other.restore(backups, site.take(backups).backup)
+    assert other.artifacts.owner() != site.artifacts.owner()
+    later = site.version(b"later")
+    with pytest.raises(Conflict, match=f"are those of registry {site.artifacts.owner()}"):
+        Collector(other.database, site.artifacts).collect(-60)
+    assert Collector(site.database, site.artifacts).collect(-60).count == 0
+    assert Collector(other.database, other.artifacts).collect(-60).count == 0
+    assert all(site.artifacts.holds(digest) for digest in (*manifest.stack, *later.stack))
+
+
+@to_both
+def test_the_store_of_another_registry_is_adopted_or_left_alone(
+    site: Site, other: Site, backups: Backups
+) -> None:
+    manifest = site.version(b"a delta")
+    Collector(site.database, site.artifacts).collect(DAY)
+    first = site.artifacts.owner()
+    backup = site.take(backups).backup
+    other.artifacts = site.artifacts  # as where the database is lost, and the store is not
+    with pytest.raises(Conflict, match=rf"of registry {first}.*`errata restore --adopt`"):
+        other.restore(backups, backup)
+    with other.database.read() as connection:
+        assert schema_of(connection) is None
+    other.restore(backups, backup, adopt=True)
+    assert other.rows() == site.rows()
+    assert site.artifacts.owner() != first
+    assert Collector(other.database, site.artifacts).collect(-60).count == 0
+    with pytest.raises(Conflict):
+        Collector(site.database, site.artifacts).collect(-60)
+    assert site.artifacts.holds(*manifest.stack)
+
+
+def test_a_store_of_nobody_is_the_restored_registry_s(
+    site: Site, other: Site, backups: Backups
+) -> None:
+    other.restore(backups, site.take(backups).backup)
+    with other.database.read() as connection:
+        assert other.artifacts.owner() == identity_of(connection)
 
 
 def test_one_writes_at_a_time(backups: Backups, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from registry.counts import Counts, read_counts
 from registry.database import Database
 from registry.manifests import GuardResult
 from registry.moves import Target
+from registry.results import Result
 from tests.unit.registry.conftest import TENANT, add_version
 from tests.unit.registry.test_jobs import begin, finish, made_by, submit
 
@@ -31,7 +32,7 @@ def test_what_happened_is_counted(database: Database) -> None:
     claim = begin(database, second)
     guards = tuple(GuardResult(name, "failed", 2.0, 1.1) for name in ("norm", "perplexity"))
     made = made_by(claim, "e" * 64)
-    finish(database, claim, attempts.Result(made.manifest, {}, guards))
+    finish(database, claim, Result(made.manifest, {}, guards))
     found = counted(database)
     assert found.jobs == {("edit", jobs.SUCCEEDED): 1, ("edit", jobs.FAILED): 1}
     assert found.lost_attempts == 1

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from registry.curves import as_csv, curves
+import math
+
+from registry import attempts
+from registry.curves import as_csv, curves, first_measured
 from registry.database import Database
 from registry.files import result_file_id
 from registry.jobs import add_event, all_events, submit_job
+from registry.manifests import Progress
 from tests.unit.registry.conftest import TENANT
+from tests.unit.registry.test_jobs import begin, submit
 
 
 def test_curves_of_a_job(database: Database) -> None:
@@ -28,6 +33,23 @@ def test_curves_of_a_job(database: Database) -> None:
         "3,1.5,",
     ]
     assert result_file_id(job.id).startswith("file-")
+
+
+def test_an_attempts_first_step_is_its_own(database: Database) -> None:
+    job = submit(database, None)
+    for attempt, before in ((1, 0), (2, 5)):
+        claim = begin(database, job, attempt)
+        with database.write() as connection:
+            for progress in (Progress(0, 0, "measuring before"), Progress(7, 9, "row 7 of 9")):
+                attempts.record_progress(connection, claim, progress)
+            assert first_measured(connection, job.id) is None
+            for step in (before + 1, before + 2):
+                metrics = {"train_loss": math.nan}
+                attempts.record_progress(connection, claim, Progress(step, 9, "", metrics))
+            found = first_measured(connection, job.id)
+            attempts.release(connection, job.id, attempt, max_attempts=5)
+        assert found is not None
+        assert found.data["done"] == before + 1
 
 
 def test_all_events_come_in_order_however_many(database: Database) -> None:

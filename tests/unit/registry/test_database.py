@@ -11,8 +11,10 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, insert, select, text
 
 from registry import tables
-from registry.database import Database, existing_database
-from registry.errors import InvalidRequest, NotFound, Unavailable
+from registry.database import Database
+from registry.database import existing_database as existing
+from registry.errors import Conflict, InvalidRequest, NotFound, Unavailable
+from registry.schema import upgrade
 from registry.tables import metadata
 from tests.servers import PostgresServer
 
@@ -171,9 +173,40 @@ def test_a_file_that_cannot_be_opened_is_not_waited_for(tmp_path: Path) -> None:
         Database(f"sqlite:///{tmp_path / 'registry.db'}").wait(600)
     with (
         pytest.raises(NotFound, match="does not exist"),
-        existing_database(f"sqlite:///{tmp_path / 'none.db'}"),
+        existing(f"sqlite:///{tmp_path / 'none.db'}"),
     ):
         raise AssertionError
+
+
+def test_a_database_on_which_no_service_ran_is_not_used(empty: str) -> None:
+    database = Database(empty)
+    database.wait(0)
+    with pytest.raises(NotFound, match="has no tables: ERRATA_DATABASE_URL"), existing(empty):
+        raise AssertionError
+    with database.write() as connection:
+        upgrade(connection, "0009")
+    with pytest.raises(Conflict, match="has schema 0009, this errata"), existing(empty):
+        raise AssertionError
+    database.migrate()
+    database.close()
+    with existing(empty) as found, found.read() as connection:
+        assert tenants(connection) == []
+
+
+def test_no_connection_left_is_waited_for(postgres: PostgresServer) -> None:
+    postgres.ask("CREATE ROLE frugal LOGIN CONNECTION LIMIT 1")
+    url = postgres.url().replace("errata@", "frugal@")
+    first, second = Database(url), Database(url)
+    with ThreadPoolExecutor(1) as pool:
+        with first.read():
+            with pytest.raises(
+                Unavailable, match=r"did not answer for 0\.2 s.*too many connections"
+            ):
+                second.wait(0.2)
+            waiting = pool.submit(second.wait, 60)
+        first.close()
+        waiting.result()
+    second.close()
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +223,11 @@ def test_a_server_that_starts_late_is_waited_for(
     database = Database(unruly.url())
     with pytest.raises(Unavailable, match=r"did not answer for 0\.2 s: .*; start it"):
         database.wait(0.2)
+    with (
+        pytest.raises(Unavailable, match=r"does not answer: .*; start it, and try again"),
+        existing(unruly.url()),
+    ):
+        raise AssertionError
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(database.wait, 60)
         with pytest.raises(TimeoutError):

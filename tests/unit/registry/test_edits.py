@@ -76,6 +76,16 @@ def test_one_delta_holds_what_was_merged_and_flattened() -> None:
     assert list(edited(in_order([without, *chain]))) == [(four, "e")]
 
 
+def test_what_was_flattened_beneath_itself_is_unfolded_once() -> None:
+    head = version([ONE], "a", kind="flatten")
+    assert [(o.delta, o.versions) for o in origins([head, ONE, BASE_VERSION])] == [("a", (head,))]
+    chain = [ONE, BASE_VERSION]
+    for place in range(40):  # each holds the one before it twice
+        twice = version(chain[:1], *chain[0].manifest.stack * 2, kind="revert")
+        chain = [version([twice], f"f{place}", kind="flatten"), twice, *chain]
+    assert len(origins(chain)) == 41
+
+
 def test_a_lineage_holds_each_ancestor_once_before_its_parents(database: Database) -> None:
     left, right = version([ONE], "a", "l", **EDIT), version([ONE], "a", "r", **EDIT)
     head = version([left, right], "m", kind="merge")

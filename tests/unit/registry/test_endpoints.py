@@ -37,6 +37,27 @@ def rollback(database: Database, name: str, **how: object) -> str:
         return after.head
 
 
+def test_every_move_keeps_its_message(database: Database) -> None:
+    first, second = ((Target(add_version(database, c * 64).id),) for c in "ab")
+    with database.write() as connection:
+        endpoints.create_endpoint(
+            connection, TENANT, "facts", first, actor="test", message="a start"
+        )
+        endpoints.move_endpoint(
+            connection,
+            TENANT,
+            "facts",
+            second,
+            generation=1,
+            kind="set",
+            actor="test",
+            message="better",
+        )
+        endpoints.rollback_endpoint(connection, TENANT, "facts", actor="test", message="worse")
+        made = moves.history(connection, TENANT, "facts").items
+    assert [move.message for move in made] == ["worse", "better", "a start"]
+
+
 def test_second_rollback_goes_further_back_and_never_to_and_fro(database: Database) -> None:
     ids = [add_version(database, f"{i}" * 64).id for i in range(4)]
     for version in ids:
@@ -123,12 +144,29 @@ def test_of_racers_on_one_generation_one_wins(database: Database) -> None:
     assert (endpoint.head, endpoint.generation) == (winners[0], 2)
 
 
+def test_a_stale_generation_is_told_before_what_else_is_wrong(database: Database) -> None:
+    first, second = (add_version(database, c * 64).id for c in "ab")
+    for version in (first, second):
+        point(database, "facts", version)
+    nowhere = (Target("ver_" + "0" * 40),)
+    with database.write() as connection:
+        with pytest.raises(PreconditionFailed, match="at generation 2, not 1"):
+            endpoints.move_endpoint(
+                connection, TENANT, "facts", nowhere, generation=1, kind="set", actor="test"
+            )
+        with pytest.raises(PreconditionFailed, match="exists already"):
+            endpoints.create_endpoint(connection, TENANT, "facts", nowhere, actor="test")
+        with pytest.raises(NotFound, match="ver_0"):
+            endpoints.move_endpoint(
+                connection, TENANT, "facts", nowhere, generation=2, kind="set", actor="test"
+            )
+
+
 NUMBERS = itertools.count()
 
 
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has an endpoint of its own
 )
 @given(st.lists(st.one_of(st.integers(0, 3), st.just("back")), max_size=12))

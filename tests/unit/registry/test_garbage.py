@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,17 @@ from registry.artifacts import ArtifactStore
 from registry.cached import CachedStore
 from registry.checkpoints import record_checkpoint
 from registry.database import Database
-from registry.garbage import Collector, digests_in
+from registry.errors import Conflict, StoreUnavailable
+from registry.files import ResultFile
+from registry.garbage import Collector, digests_in, read_rows, roots
 from registry.manifests import VersionManifest, sha256
 from registry.moves import Target
 from registry.objects import Objects
-from registry.resources import add_resource
+from registry.renewal import renew
+from registry.resources import PREPROCESSING, add_resource, find_resources, use_resources
+from registry.results import Result
 from registry.versions import Version
-from tests.unit.registry.conftest import BASE, TENANT
+from tests.unit.registry.conftest import BASE, TENANT, add_version
 
 DAY = 24 * 3600.0
 
@@ -59,6 +67,14 @@ class Yard:
         for file in (place, *place.glob("*")):
             with suppress(FileNotFoundError):  # a copy may be gone where there is a newer one
                 os.utime(file, (then, then))
+
+    def lose(self, digest: str) -> None:
+        for place in (self._kept / digest[:2] / digest, self.folder / digest[:2] / digest):
+            shutil.rmtree(place) if place.is_dir() else place.unlink(missing_ok=True)
+
+    def copies(self, digest: str) -> int:
+        place = self._kept / digest[:2] / digest
+        return 1 if place.is_file() else len(list(place.iterdir()))
 
     def kept(self) -> set[str]:
         return {path.name for path in self._kept.glob("??/*")}
@@ -170,6 +186,37 @@ def test_a_job_keeps_what_it_names_until_it_ends(yard: Yard) -> None:
     assert yard.kept() == set()
 
 
+def test_what_a_job_made_long_ago_is_young_at_its_end(yard: Yard) -> None:
+    delta, edits, holds, step, curves = (yard.put() for _ in range(5))
+    result = Result(
+        VersionManifest(BASE, (step, delta), (), {"edits": edits}),
+        holds=holds,
+        steps=[VersionManifest(BASE, (step,), (), {})],
+        file=ResultFile("curves.csv", "export", 1, curves, 1),
+    )
+    claim = yard.job()
+    for digest in (delta, edits, holds, step, curves):
+        renew(yard.store, claim, result, DAY)
+        yard.collect()
+        assert yard.kept() == {delta, edits, holds, step, curves}
+        data = yard.store.get(digest)
+        yard.lose(digest)
+        with pytest.raises(StoreUnavailable, match=digest):
+            renew(yard.store, claim, result, DAY)
+        yard.store.put(data)
+
+
+def test_what_a_job_made_lately_is_not_put_again(yard: Yard) -> None:
+    old, fresh, missing = yard.put(), yard.put(), sha256(b"missing")
+    yard.age(fresh, DAY / 4)
+    result = Result(VersionManifest(BASE, (old, fresh), (), {"texts": missing}))
+    renew(yard.store, yard.job(begun=old), result, DAY)
+    assert yard.copies(old) == yard.copies(fresh) == 1
+    yard.age(fresh, DAY * 3 / 4)
+    renew(yard.store, yard.job(begun=old), result, DAY)
+    assert yard.copies(fresh) == (2 if isinstance(yard.store, CachedStore) else 1)
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_deleted_version_stays_while_a_job_works_on_it(yard: Yard, named: bool) -> None:
     """What the job makes will stand on its deltas, which nobody puts again."""
@@ -217,6 +264,40 @@ def test_files_and_what_bases_need_stay(yard: Yard) -> None:
         files.delete_file(connection, TENANT, file.id, actor="ada")
     yard.collect()
     assert yard.kept() == {texts, prepared, examples}
+
+
+def test_what_preprocessing_made_goes_once_no_job_needs_it(yard: Yard) -> None:
+    rows, texts = yard.put(), yard.put()
+    made = yard.put(json.dumps({"rows": rows, "counts": [1]}).encode())
+    source = f"{PREPROCESSING}x"
+
+    def used(days: float) -> None:
+        resources = tables.resources
+        with yard.database.write() as connection:
+            connection.execute(resources.update().values(created_at=time.time() - days * DAY))
+
+    with yard.database.write() as connection:
+        add_resource(connection, BASE.digest, "sampled/100", "texts", texts)
+        add_resource(connection, BASE.digest, source, "preprocessed", made)
+    claim = yard.job()
+    with yard.database.write() as connection:
+        posted = time.time() - 9 * DAY
+        connection.execute(tables.jobs.update().values(created_at=posted))
+    used(8)  # by that job, or by one that has ended since
+    yard.collect()
+    assert yard.kept() == {rows, made, texts}
+    with yard.database.write() as connection:
+        attempts.cancel(connection, claim)
+        use_resources(connection, BASE.digest, source)
+    yard.collect()
+    assert yard.kept() == {rows, made, texts}
+    used(8)
+    yard.job()  # it makes them anew, if it wants them
+    yard.version(stack=(texts,), preprocessing={"rows": rows})
+    yard.collect()
+    assert yard.kept() == {rows, texts}
+    with yard.database.read() as connection:
+        assert find_resources(connection, BASE.digest, source) == {}
 
 
 def test_every_table_is_looked_at(yard: Yard) -> None:
@@ -310,6 +391,97 @@ def test_writers_and_a_collector_at_once(yard: Yard) -> None:
     ended.set()
     collector.join()
     assert lost == []
+
+
+class HeldUp(ArtifactStore):
+    """One that is slow to read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reading, self.goes_on = threading.Event(), threading.Event()
+
+    def scan(self, digest: str, pattern: re.Pattern[str]) -> Iterator[str]:
+        self.reading.set()
+        assert self.goes_on.wait(60)
+        return super().scan(digest, pattern)
+
+
+def test_writers_do_not_wait_for_a_collector_that_reads(database: Database, tmp_path: Path) -> None:
+    store = HeldUp(tmp_path / "artifacts")
+    add_version(database, store.put(b"delta"))
+    with ThreadPoolExecutor(1) as pool:
+        collecting = pool.submit(Collector(database, store).collect, DAY)
+        try:
+            assert store.reading.wait(60)
+            later = add_version(database, store.put(b"later"))
+        finally:
+            store.goes_on.set()
+        collecting.result()
+    with database.read() as connection:
+        assert versions.get_version(connection, TENANT, later.id).id == later.id
+
+
+def test_rows_are_understood_after_they_were_read(yard: Yard) -> None:
+    """Until then SQLite's writers wait."""
+    names = [yard.put() for _ in range(5)]
+    delta, edits, holds, asked, hidden = names
+    version = yard.version(stack=(delta,), edits=edits)
+    with yard.database.write() as connection:
+        versions.add_report(connection, TENANT, version.id, None, {"holds": holds})
+    yard.job(named=asked, text=f"\u00ab{hidden}\b")  # as JSON, it begins with other digits
+    with yard.database.read() as connection:
+        rows = read_rows(connection)
+    assert all(isinstance(row.manifest, str) for row in rows.versions)
+    yard.delete(version)
+    assert set(roots(rows)) >= set(names)
+
+
+def test_nothing_is_collected_from_a_newer_schema(yard: Yard) -> None:
+    """Another program may name there what this one does not know of."""
+    garbage = yard.put()
+    with yard.database.write() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(Conflict, match="schema 9999"):
+        yard.collect()
+    assert yard.kept() == {garbage}
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Iterator[Database]:
+    """Another registry."""
+    database = Database(f"sqlite:///{tmp_path / 'stranger.db'}")
+    database.migrate()
+    yield database
+    database.close()
+
+
+def test_artifacts_of_another_registry_stay(yard: Yard, stranger: Database) -> None:
+    named = yard.put()
+    yard.version(stack=(named,))
+    assert yard.collect(dry_run=True) == 0
+    assert yard.store.owner() is None
+    assert yard.collect() == 0
+    other = Collector(stranger, yard.store)
+    for dry_run in (True, False):
+        with pytest.raises(Conflict, match="errata gc --adopt") as told:
+            other.collect(DAY, dry_run=dry_run)
+        assert str(yard.store) in told.value.message
+    assert yard.kept() == {named}
+    assert yard.collect() == 0
+
+
+def test_artifacts_can_be_adopted(yard: Yard, stranger: Database) -> None:
+    named = yard.put()
+    yard.version(stack=(named,))
+    yard.collect()
+    other = Collector(stranger, yard.store)
+    assert other.collect(DAY, dry_run=True, adopt=True).count == 1
+    assert yard.collect() == 0
+    assert other.collect(DAY, adopt=True).count == 1
+    assert yard.kept() == set()
+    assert other.collect(DAY).count == 0
+    with pytest.raises(Conflict):
+        yard.collect()
 
 
 def test_what_looks_like_a_digest() -> None:

@@ -1,10 +1,11 @@
+import math
 import time
 from dataclasses import replace
 
 import pytest
 
 from registry import attempts, endpoints, jobs
-from registry.curves import PURPOSE
+from registry.curves import PURPOSE, as_csv, curves
 from registry.database import Database
 from registry.errors import (
     Conflict,
@@ -17,8 +18,18 @@ from registry.files import ResultFile, get_file, result_file_id
 from registry.jobs import Job
 from registry.manifests import GuardResult, Progress, VersionManifest
 from registry.moves import Target
-from registry.versions import READY, REJECTED, get_version, list_versions, reports
+from registry.results import Result
+from registry.versions import (
+    DELETED,
+    READY,
+    REJECTED,
+    get_version,
+    insert_version,
+    list_versions,
+    reports,
+)
 from telemetry.context import bound
+from tests.servers import PostgresServer
 from tests.unit.registry.conftest import BASE, TENANT, add_version
 
 LEASE = 10.0
@@ -52,16 +63,16 @@ def begin(database: Database, job: Job, attempt: int = 1) -> attempts.Claim:
     return claim
 
 
-def made_by(claim: attempts.Claim, delta: str) -> attempts.Result:
+def made_by(claim: attempts.Claim, delta: str) -> Result:
     assert claim.parent is not None
     parent = claim.parent.manifest
     manifest = VersionManifest(
         BASE, (*parent.stack, delta), (parent.id,), {"job": claim.job.id, "kind": "edit"}
     )
-    return attempts.Result(manifest, {"before": {}, "after": {}}, ())
+    return Result(manifest, {"before": {}, "after": {}}, ())
 
 
-def finish(database: Database, claim: attempts.Claim, result: attempts.Result) -> Job:
+def finish(database: Database, claim: attempts.Claim, result: Result) -> Job:
     with database.write() as connection:
         return attempts.finish(connection, claim, result)
 
@@ -74,6 +85,18 @@ def head(database: Database) -> str:
 def waiting(database: Database) -> list[str]:
     with database.read() as connection:
         return [job.id for job in attempts.dispatchable(connection)]
+
+
+def test_of_what_was_put_on_the_queue_it_is_noted_unless_it_began(database: Database) -> None:
+    begun, other, third = (submit(database, None) for _ in range(3))
+    with database.read() as connection:
+        due = attempts.dispatchable(connection)
+    begin(database, begun)
+    with database.write() as connection:
+        attempts.mark_dispatched(connection, due[:2])
+    with database.read() as connection:
+        found = [jobs.get_job(connection, TENANT, j.id) for j in (begun, other, third)]
+    assert [job.dispatched_at is not None for job in found] == [False, True, False]
 
 
 def test_jobs_of_an_endpoint_run_in_order_each_on_the_head(
@@ -145,6 +168,7 @@ def test_a_job_whose_workers_keep_dying_fails(database: Database, endpoint: str)
     assert ended.status == "failed"
     assert ended.error is not None
     assert ended.error["code"] == "attempts_exhausted"
+    assert "died 2 times" in ended.error["message"]
 
 
 def test_who_does_not_know_whether_it_claimed_may_claim_again(
@@ -277,11 +301,40 @@ def test_rerun_on_the_new_head_but_never_after_a_rollback(
         assert stack == ("c" * 64, "a" * 64)
 
 
+@pytest.mark.parametrize("change", ["split", "delete"])
+def test_what_cannot_run_again_on_the_endpoint_is_kept(
+    database: Database, endpoint: str, change: str
+) -> None:
+    other = add_version(database, "c" * 64)
+    claim = begin(database, submit(database, endpoint, on_conflict="rerun"))
+    with database.write() as connection:
+        if change == "delete":
+            endpoints.delete_endpoint(connection, TENANT, endpoint, generation=1, actor="somebody")
+        else:
+            endpoints.move_endpoint(
+                connection,
+                TENANT,
+                endpoint,
+                (
+                    Target(other.id),
+                    Target(endpoints.get_endpoint(connection, TENANT, endpoint).head),
+                ),
+                generation=1,
+                kind="set",
+                actor="somebody",
+            )
+    job = finish(database, claim, made_by(claim, "a" * 64))
+    assert (job.status, job.activated, job.reason) == ("succeeded", False, "endpoint_moved")
+    assert job.version_id is not None
+    with database.read() as connection:
+        assert get_version(connection, TENANT, job.version_id).status == READY
+
+
 def test_a_rejected_version_is_kept_and_serves_nobody(database: Database, endpoint: str) -> None:
     claim = begin(database, submit(database, endpoint))
     made = made_by(claim, "a" * 64)
     guard = GuardResult("perplexity", "failed", 7.0, 1.1, 1.0)
-    job = finish(database, claim, attempts.Result(made.manifest, made.metrics, (guard,)))
+    job = finish(database, claim, Result(made.manifest, made.metrics, (guard,)))
     assert (job.status, job.reason, job.activated) == ("failed", "guard_rejected", False)
     assert job.version_id is not None
     with database.write() as connection:
@@ -300,6 +353,26 @@ def test_a_rejected_version_is_kept_and_serves_nobody(database: Database, endpoi
             )
 
 
+@pytest.mark.parametrize("before", [READY, REJECTED, DELETED])
+@pytest.mark.parametrize("verdict", ["passed", "failed"])
+def test_what_is_brought_back_is_what_the_guards_say_now(
+    database: Database, endpoint: str, before: str, verdict: str
+) -> None:
+    claim = begin(database, submit(database, endpoint, activate=False))
+    made = made_by(claim, "a" * 64)
+    assert made.manifest is not None
+    with database.write() as connection:
+        insert_version(connection, TENANT, made.manifest, status=before)
+    guard = GuardResult("norm", verdict, 7.0, 8.0)
+    job = finish(database, claim, Result(made.manifest, made.metrics, (guard,)))
+    assert job.status == ("succeeded" if verdict == "passed" else "failed")
+    with database.read() as connection:
+        found = get_version(connection, TENANT, made.manifest.id)
+        newest = reports(connection, TENANT, found.id)[-1]
+    assert found.status == (READY if before == READY or verdict == "passed" else REJECTED)
+    assert [one["result"] for one in newest["guards"]] == [verdict]
+
+
 def test_what_guards_stopped_is_ready_and_moves_nothing(database: Database, endpoint: str) -> None:
     before = head(database)
     claim = begin(database, submit(database, endpoint))
@@ -308,7 +381,7 @@ def test_what_guards_stopped_is_ready_and_moves_nothing(database: Database, endp
     job = finish(
         database,
         claim,
-        attempts.Result(made.manifest, made.metrics, (passed,), "d" * 64, withheld="guard_stopped"),
+        Result(made.manifest, made.metrics, (passed,), "d" * 64, withheld="guard_stopped"),
     )
     assert (job.status, job.reason, job.activated) == ("succeeded", "guard_stopped", False)
     assert head(database) == before
@@ -326,7 +399,7 @@ def test_force_makes_a_rejected_version_ready_on_record(database: Database, endp
         GuardResult("perplexity", "passed", 1.0, 1.1, 1.0),
         GuardResult("norm", "failed", None, 30.0),
     )
-    job = finish(database, claim, attempts.Result(made.manifest, made.metrics, guards))
+    job = finish(database, claim, Result(made.manifest, made.metrics, guards))
     assert job.version_id is not None
     state = (Target(job.version_id), Target(head(database)))
     with database.write() as connection:
@@ -365,6 +438,34 @@ def test_a_job_waits_for_the_one_it_needs_and_fails_with_it(database: Database) 
     assert ended.status == "failed"
     assert ended.error is not None
     assert ended.error["code"] == "prepare_failed"
+
+
+def test_only_a_job_of_ones_own_that_is_to_be_done_is_waited_for(database: Database) -> None:
+    def found(tenant: str = TENANT, *names: str) -> str | None:
+        with database.read() as connection:
+            job = jobs.unfinished_like(connection, tenant, "prepare", "atlas", {"a", *names})
+        return None if job is None else job.id
+
+    with database.write() as connection:
+        prepare = jobs.submit_job(
+            connection,
+            TENANT,
+            "prepare",
+            base="atlas",
+            request={"resources": ["a", "b"]},
+            actor="test",
+        )
+    assert (found(), found(TENANT, "b")) == (prepare.id, prepare.id)
+    assert (found(TENANT, "c"), found("other")) == (None, None)
+    claim = begin(database, prepare)
+    assert found() == prepare.id
+    with database.write() as connection:
+        jobs.cancel_job(connection, TENANT, prepare.id, actor="ada")
+        assert jobs.get_job(connection, TENANT, prepare.id).status == "running"
+    assert found() is None
+    with database.write() as connection:
+        attempts.cancel(connection, claim)
+    assert found() is None
 
 
 def test_cancel_queued_running_and_ended(database: Database, endpoint: str) -> None:
@@ -414,6 +515,42 @@ def test_events_are_replayed_from_where_the_reader_stopped(
     assert [e.type for e in seen] == ["status", "status", "progress", "status"]
     assert seen[2].data["metrics"] == {"loss": 0.5}
     assert rest == seen[2:]
+
+
+def test_what_is_not_finite_is_written_as_nothing(database: Database, endpoint: str) -> None:
+    claim = begin(database, submit(database, endpoint))
+    metrics = {"train_loss": 0.5, "gradient_norm": math.nan, "valid_loss": -math.inf}
+    progress = Progress(1, 2, "half", metrics)
+    with database.write() as connection:
+        assert not attempts.is_recorded(connection, claim, progress)
+        attempts.record_progress(connection, claim, progress)
+        assert attempts.is_recorded(connection, claim, progress)
+    with database.read() as connection:
+        steps = curves(connection, claim.job.id)
+    assert steps == {1: {"train_loss": 0.5, "gradient_norm": None, "valid_loss": None}}
+    assert as_csv(steps).decode().splitlines()[1] == "1,0.5,,"
+
+
+def test_leases_run_by_the_clock_of_the_server(
+    postgres: PostgresServer, migrated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a worker whose machine is a minute behind, and of one that is a minute ahead."""
+    name = postgres.new_database(migrated)
+    database = Database(postgres.url(name))
+    moment = time.time
+    behind, ahead = submit(database, None), submit(database, None)
+    monkeypatch.setattr(time, "time", lambda: moment() - 60)
+    claim = begin(database, behind)
+    with database.write() as connection:
+        attempts.heartbeat(connection, claim, LEASE)
+    monkeypatch.setattr(time, "time", lambda: moment() + 60)
+    begin(database, ahead)
+    with database.read() as connection:
+        assert attempts.expired(connection) == []
+        late = attempts.expired(connection, moment() + LEASE + 30)
+    assert {job.id for job in late} == {behind.id, ahead.id}
+    database.close()
+    postgres.drop(name)
 
 
 def test_a_job_leaves_its_file(database: Database, endpoint: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import re
@@ -9,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -212,6 +214,61 @@ def test_what_json_names_is_found_and_nothing_else_is_fetched(s3: S3Server, tmp_
     assert files(folder) == [named]
 
 
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\0" * 74], ids=["empty", "short", "zeros"])
+def test_a_damaged_cache_hides_no_name(url: str, tmp_path: Path, damaged: bytes) -> None:
+    store, digest = machine(url, tmp_path / "cache"), sha256(b"named")
+    naming = store.put(f'{{"rows": "{digest}"}}'.encode())
+    file = tmp_path / "cache" / naming[:2] / naming
+    file.write_bytes(damaged)
+    assert list(store.scan(naming, re.compile(r"[0-9a-f]{64}"))) == [digest]
+    assert sha256(file.read_bytes()) == naming
+
+
+def test_a_copy_that_is_empty_hides_no_name(s3: S3Server, tmp_path: Path) -> None:
+    store, digest = machine(s3.url, tmp_path / "one"), sha256(b"named")
+    for _ in range(2):
+        naming = store.put(f'{{"rows": "{digest}"}}'.encode())
+    newest = Objects(s3.url, 20).copies(naming)[0]
+    (s3.prefix / newest.key).write_bytes(b"")
+    fresh = machine(s3.url, tmp_path / "two")
+    assert list(fresh.scan(naming, re.compile(r"[0-9a-f]{64}"))) == [digest]
+
+
+def test_a_file_in_use_costs_one_descriptor(tmp_path: Path) -> None:
+    (tmp_path / "mounted").mkdir()
+    store = machine(f"file://{tmp_path / 'mounted'}", tmp_path / "cache")
+    digest = store.put(b"delta")
+    path = store.file(digest)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(1000):
+        assert store.file(digest) == path
+    flip(path)
+    assert store.file(digest).read_bytes() == b"delta"
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    with path.open("rb") as stream, pytest.raises(BlockingIOError):
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_store_is_of_the_first_who_claims_it(url: str) -> None:
+    start = threading.Barrier(4)
+
+    def claim(name: str) -> str | None:
+        objects = Objects(url, 20)
+        start.wait()
+        return objects.claim(name)
+
+    names = [f"reg_{number}" for number in range(4)]
+    assert Objects(url, 20).owner() is None
+    with ThreadPoolExecutor(4) as pool:
+        owners = set(pool.map(claim, names))
+    (owner,) = owners
+    assert owner in names
+    other = "reg_other"
+    assert Objects(url, 20).claim(other) == owner
+    assert Objects(url, 20).claim(other, adopt=True) == other
+    assert Objects(url, 20).owner() == other
+
+
 def test_a_server_that_is_away_is_told_within_a_bound_and_borne(
     s3: S3Server, tmp_path: Path
 ) -> None:
@@ -231,9 +288,12 @@ def test_a_server_that_is_away_is_told_within_a_bound_and_borne(
     with pytest.raises(StoreUnavailable):
         store.put(b"new")
     assert files(tmp_path / "cache") == [digest]
-    threading.Timer(0.5, s3.start).start()
     patient = CachedStore(tmp_path / "cache", Objects(s3.url, 60), 2**30)
-    new = patient.put(b"new")  # it is tried again until the server is there
+    with ThreadPoolExecutor(1) as pool:
+        put = pool.submit(patient.put, b"new")  # it is tried again until the server is there
+        time.sleep(0.5)
+        s3.start()
+        new = put.result()
     assert machine(s3.url, tmp_path / "fresh").get(new) == b"new"
     assert store.get(gone) == b"other"
 
@@ -314,6 +374,7 @@ def test_nothing_that_a_row_reaches_is_lost_while_many_put_and_collect(
         ("ftp://host/path", "s3://, gs://, az://, file://"),
         ("s3://", "names no bucket"),
         ("file:///not/there", "cannot be used"),
+        ("s3://my bucket/x", "cannot be used"),
     ],
 )
 def test_a_url_that_cannot_work_names_the_setting_and_the_cure(

@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from registry import attempts, endpoints, jobs, signatures, tables, versions
-from registry.attempts import Result
 from registry.audit import entries
 from registry.checkpoints import record_checkpoint
 from registry.database import Database
@@ -21,6 +20,7 @@ from registry.dsse import Signature, envelope, from_base64, pae
 from registry.errors import ArtifactCorrupt, InvalidRequest, Untrusted, VersionUnavailable
 from registry.manifests import VersionManifest
 from registry.moves import Target
+from registry.results import Result
 from registry.settings import Settings
 from registry.signing import (
     PAYLOAD_TYPE,
@@ -303,6 +303,19 @@ def test_a_job_ends_well_and_activates_only_what_is_signed(
     else:
         assert (ended.activated, ended.reason, head) == (False, "version_untrusted", base.id)
         assert rows == []
+
+
+def test_what_is_made_again_by_who_has_a_key_is_signed(
+    registries: Registries, key: SigningKey
+) -> None:
+    add(registries.seen_by())
+    worker = registries.seen_by(trusting(key.public), key)
+    for _ in range(2):
+        add(worker)
+    use(worker)
+    with worker.read() as connection:
+        found = signatures.signatures_of(connection, TENANT, EDITED)
+    assert found == (key.sign(EDITED),)
 
 
 def test_what_came_with_signatures_is_not_signed_here(

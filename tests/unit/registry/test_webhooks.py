@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from registry.deliveries import MOST_TRIES, Delivery, Try
 from registry.endpoints import create_endpoint, delete_endpoint
 from registry.errors import Conflict, JobFailed, NotFound
 from registry.moves import Target
+from registry.results import Result
 from registry.webhooks import Webhook
 from tests.unit.registry.conftest import TENANT, add_version
 
@@ -76,7 +78,7 @@ def test_every_end_of_a_job_is_told_to_those_who_asked(database: Database) -> No
             claim = attempts.claim(connection, job.id, 1, "worker", 60.0)
             assert claim is not None
             if end == "succeed":
-                attempts.finish(connection, claim, attempts.Result())
+                attempts.finish(connection, claim, Result())
             else:
                 attempts.fail(connection, claim, JobFailed("broken"))
     found = told(database, every)
@@ -199,6 +201,26 @@ def test_a_deleted_webhook_is_told_nothing_more(database: Database) -> None:
     announce(database)
     with database.read() as connection:
         assert deliveries.due(connection, each=4) == []
+
+
+def test_an_answer_for_a_deleted_webhook_settles_no_other_delivery(database: Database) -> None:
+    """SQLite gives the place of the last row that was deleted to the next one."""
+    webhook = hook(database, "endpoint.moved")
+    announce(database)
+    waiting = only(database, webhook)
+    (late,) = claimed(database, waiting.created_at)
+    with database.write() as connection:
+        webhooks.delete_webhook(connection, TENANT, webhook.id, actor="ada")
+    other = hook(database, "endpoint.moved", tenant="other")
+    with database.write() as connection:
+        webhooks.announce(connection, "other", "endpoint.moved", {})
+    following = only(database, other)
+    with database.write() as connection:
+        assert deliveries.claim(connection, replace(waiting, next_at=following.next_at), 30) is None
+    (tried,) = claimed(database, following.created_at)
+    assert settle(database, late, following.created_at, answered=200) is None
+    assert only(database, other).status == "pending"
+    assert settle(database, tried, following.created_at, answered=204) == "delivered"
 
 
 def test_a_tenant_has_so_many_webhooks_and_sees_no_other_tenants(database: Database) -> None:

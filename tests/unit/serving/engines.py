@@ -20,6 +20,7 @@ class EngineProcess:
     folder: Path
     bases: str
     settings: dict[str, str] = field(default_factory=dict)
+    program: tuple[str, ...] = ("-m", "serving")
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -46,7 +47,7 @@ class EngineProcess:
         }
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "serving", "--socket", str(self.socket), *arguments],
+                [sys.executable, *self.program, "--socket", str(self.socket), *arguments],
                 env=environment,
                 stdout=log,
                 stderr=log,

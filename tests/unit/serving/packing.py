@@ -1,4 +1,7 @@
-"""Drive a runner without an engine: random sequences, step by step, and the plain oracle."""
+"""Drive a runner without an engine: random sequences, step by step, and the plain oracle.
+
+The runner stands where ``ERRATA_DEVICE`` says, on a GPU if there is one; the oracle on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from editing.deltas import Effect
+from editing.models.loading import device_of
+from registry.settings import Settings
 from serving.blocks import blocks_for
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
 
 Effects = Mapping[str, Effect]
+DEVICE = device_of(Settings().device)
+
+
+def placed(effects: Mapping[str, Effects], device: torch.device = DEVICE) -> dict[str, Effects]:
+    """Versions' effects on a device."""
+    return {
+        version: {path: effect.map(lambda part: part.to(device)) for path, effect in own.items()}
+        for version, own in effects.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -42,8 +56,11 @@ def packed_logits(
 ) -> dict[tuple[str, int], Tensor]:
     """Logits by sequence and number of tokens before them, all sequences in the same steps.
 
+    They are on the CPU.
+
     Sequences take their blocks from ``blocks`` in turn: from the first on, where not given.
     """
+    effects = placed(effects, runner.device)
     free = iter(count() if blocks is None else blocks)
     tables = {
         key: tuple(islice(free, blocks_for(len(script.tokens)))) for key, script in scripts.items()
@@ -60,7 +77,7 @@ def packed_logits(
         if segments:
             logits = runner.logits(StepPlan(tuple(segments)), effects)
             for segment, row in zip(segments, logits, strict=True):
-                found[str(segment.key), segment.end] = row
+                found[str(segment.key), segment.end] = row.cpu()
     return found
 
 

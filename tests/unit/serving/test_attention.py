@@ -16,7 +16,14 @@ from serving.kv import KVPool
 from serving.plan import Segment, StepPlan
 from serving.runner import Runner
 from tests.models import VOCABULARY, random_effect, random_model
-from tests.unit.serving.packing import Script, packed_logits, plain_logits, random_script
+from tests.unit.serving.packing import (
+    DEVICE,
+    Script,
+    packed_logits,
+    placed,
+    plain_logits,
+    random_script,
+)
 
 #: Where sequences find their blocks: together, with gaps that are no one's, far apart.
 PLACES: dict[str, Callable[[], Iterable[int]]] = {
@@ -38,7 +45,7 @@ EFFECTS = {
 
 
 def runner_of(name: str, *, invariant: bool = False) -> Runner:
-    model = random_model(name, **MODELS[name])
+    model = random_model(name, **MODELS[name]).to(DEVICE)
     return Runner(model, kv_bytes=2**22, min_rows=4, batch_invariant=invariant)
 
 
@@ -92,13 +99,13 @@ def test_sequences_may_share_blocks(name: str) -> None:
     many = FEWEST_BATCHED + 2
     common = random_script(9, "base", BLOCK, vocabulary=VOCABULARY).tokens
     first = Segment("first", 0, "base", common, 0, (50,), 0)
-    runner.logits(StepPlan((first,)), EFFECTS)
+    runner.logits(StepPlan((first,)), placed(EFFECTS))
     rests = [random_script(n, "base", n + 1, 1, vocabulary=VOCABULARY).tokens for n in range(many)]
     for last in (False, True):
         segments = tuple(
             Segment(n, 0, "base", *own(rest, last), (50, n), 1) for n, rest in enumerate(rests)
         )
-        logits = runner.logits(StepPlan(segments), EFFECTS)
+        logits = runner.logits(StepPlan(segments), placed(EFFECTS)).cpu()
         for segment, rest, row in zip(segments, rests, logits, strict=True):
             plain = plain_logits(model, common + rest[: segment.end - BLOCK], {})
             torch.testing.assert_close(row, plain[-1], rtol=1e-3, atol=1e-3)

@@ -22,7 +22,14 @@ from serving.invariance import find_min_rows
 from serving.runner import Runner
 from serving.selftest import check_base
 from tests.models import MODELS, VOCABULARY, random_effect, random_model
-from tests.unit.serving.packing import Effects, Script, packed_logits, plain_logits, random_script
+from tests.unit.serving.packing import (
+    DEVICE,
+    Effects,
+    Script,
+    packed_logits,
+    plain_logits,
+    random_script,
+)
 
 #: Whole and cut prompts, one token a step, steps in which a sequence rests; past every window.
 COUNTS = ((9, 1, 1, 1, 1), (4, 7, 1, 1, 1), (0, 13, 1, 2, 1), (2, 1, 0, 5, 1), (0, 0, 1, 1, 1))
@@ -87,7 +94,8 @@ def test_there_is_a_small_model_of_every_family() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_packed_logits_of_mixed_versions_are_the_plain_ones(name: str, invariant: bool) -> None:
     model = random_model(name)
-    runner = Runner(copy.deepcopy(model), kv_bytes=2**22, min_rows=4, batch_invariant=invariant)
+    own = copy.deepcopy(model).to(DEVICE)
+    runner = Runner(own, kv_bytes=2**22, min_rows=4, batch_invariant=invariant)
     before = weights_digest(runner.model)
     effects = versions_of(model)
     for version in effects.values():
@@ -96,8 +104,8 @@ def test_packed_logits_of_mixed_versions_are_the_plain_ones(name: str, invariant
     assert len(found) == sum(count > 0 for counts in COUNTS for count in counts)
     for key, script in scripts().items():
         plain = plain_logits(model, script.tokens, effects[script.version])
-        for (own, length), logits in found.items():
-            if own == key:
+        for (owner, length), logits in found.items():
+            if owner == key:
                 torch.testing.assert_close(logits, plain[length - 1], rtol=1e-4, atol=2e-4)
     assert weights_digest(runner.model) == before
 
@@ -117,7 +125,7 @@ def test_each_effect_matters(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_have_the_same_bits_alone_and_in_company(name: str) -> None:
     model = random_model(name)
-    runner = Runner(model, kv_bytes=2**22, min_rows=4, batch_invariant=True)
+    runner = Runner(model, kv_bytes=2**22, min_rows=4, batch_invariant=True)  # on the CPU
     effects = versions_of(model)
     more = {
         f"more{i}": random_script(
@@ -143,7 +151,7 @@ def test_every_family_passes_the_self_test(name: str) -> None:
 def test_a_model_that_attends_otherwise_is_refused_by_name() -> None:
     model = random_model("gemma3_text", use_bidirectional_attention=True)
     with pytest.raises(UnsupportedModel, match=r"'both_ways'.*gemma3_text.*differs"):
-        check_base("both_ways", Runner(model, kv_bytes=2**22, min_rows=4))
+        check_base("both_ways", Runner(model.to(DEVICE), kv_bytes=2**22, min_rows=4))
 
 
 def test_a_model_without_attention_interface_is_refused_by_name() -> None:

@@ -60,7 +60,7 @@ def way_of(gathered: Gathered) -> str:
     return gathered._factors._kind
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(st.integers(1, 9), st.sampled_from(["", *KINDS])), min_size=1, max_size=8

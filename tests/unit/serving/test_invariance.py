@@ -1,4 +1,7 @@
-"""In the invariant mode no bit of an answer depends on what else is computed, or on what was."""
+"""In the invariant mode no bit of an answer depends on what else is computed, or on what was.
+
+A GPU's products do not offer that, and its status says so: these run on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,7 @@ NEW_TENANTS = map(str, count())
 def lane_of(base: Base, kv_bytes: int = 2**25) -> Lane:
     settings = Settings(
         engine_threads=1,
+        device="cpu",
         batch_invariant=True,
         max_running=64,
         step_tokens=1600,

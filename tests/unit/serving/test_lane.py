@@ -9,18 +9,29 @@ import torch
 from editing.deltas import Effect
 from editing.models.loading import weights_digest
 from registry.bases import Base
-from registry.errors import ErrataError
+from registry.errors import ErrataError, InvalidRequest
 from registry.settings import Settings
 from serving.engine import Engine
 from serving.lane import Lane, Output
 from serving.loading import load_lane
-from serving.protocol import Piece, SamplingParams
+from serving.protocol import Grammar, Piece, SamplingParams
+from serving.sampling import Choice
 from serving.scheduler import Sequence
 from serving.stream import Stream
 from tests.models import random_effect, random_model
 from tests.unit.serving.packing import plain_logits
 
 PATH = "model.layers.1.mlp.down_proj"
+
+
+class Lost(torch.Tensor):
+    """On a device that answers no more."""
+
+    @classmethod
+    def __torch_function__(cls, *_: object, **__: object) -> object:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+
 VERSIONS: Mapping[str, Mapping[str, Effect]] = {
     "base": {},
     "low-rank": {PATH: random_effect(1, 64, 96, "rank3")},
@@ -29,6 +40,7 @@ VERSIONS: Mapping[str, Mapping[str, Effect]] = {
     # what the loader refuses, to see what a step does about it
     "misshapen": {PATH: Effect(dense=torch.zeros(3, 3))},
     "infinite": {PATH: Effect(dense=torch.full((64, 96), 3e38))},
+    "lost": {PATH: Effect(dense=torch.zeros(64, 96).as_subclass(Lost))},
 }
 GREEDY = SamplingParams(temperature=0, ignore_eos=True, logprobs=2)
 
@@ -39,7 +51,7 @@ BLOCK_BYTES = 2 * 2 * 2 * 16 * 32 * 4
 
 def lane_of(base: Base, **settings: Any) -> Lane:
     settings = {"kv_bytes": 128 * BLOCK_BYTES, "step_tokens": 64, "max_running": 16, **settings}
-    return load_lane(base, Settings(engine_threads=1, **settings))
+    return load_lane(base, Settings(engine_threads=1, device="cpu", **settings))
 
 
 @pytest.fixture(params=[False, True], ids=["default", "invariant"])
@@ -255,6 +267,36 @@ def test_a_bad_version_fails_alone(lane: Lane, bad: str, code: str) -> None:
     assert lane.scheduler.blocks.held == 0
 
 
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_bad_request_fails_alone_among_its_versions(lane: Lane, place: int) -> None:
+    def good() -> list[Stream]:
+        return [stream(lane, n, "low-rank", prompt=(n, n + 1)) for n in range(4)]
+
+    expected = run(lane, *good())
+    bad = stream(lane, "bad", "low-rank", prompt=(5, 10**6))  # what the front refuses
+    streams = good()
+    together = run(lane, *streams[:place], bad, *streams[place:])
+    (failure,) = together.pop("bad")
+    assert failure.error is not None
+    assert failure.error.status == 500
+    for key, outputs in together.items():
+        assert_same(lane, outputs, expected[key])
+    assert lane.scheduler.blocks.held == 0
+
+
+def test_a_grammar_that_cannot_be_followed_further_ends_its_stream_with_the_reason(
+    lane: Lane,
+) -> None:
+    sequence, guide = Sequence("a", ("base",), (5,), 9), lane.guides.guide(Grammar("regex", "a"))
+    guided = Stream(sequence, GREEDY, ({},), lane.decoder, lane.eos, guide=guide)
+    lane.add(guided)
+    lane.scheduler.plan()
+    output = lane._advance(guided, Choice(6))
+    assert isinstance(output.error, InvalidRequest)
+    assert "response_format" in output.error.message
+    assert (lane.scheduler.blocks.held, len(lane)) == (0, 0)
+
+
 def test_a_cancelled_stream_frees_its_blocks_at_once(lane: Lane) -> None:
     lane.add(stream(lane, "a", prompt=tuple(range(40)), most=100))
     lane.step()
@@ -279,3 +321,12 @@ def test_the_engine_outlives_a_step_that_nothing_explains(lane: Lane) -> None:
     assert {output.key for output in lane_outputs} == {"broken", "beside"}
     assert all(output.error is not None for output in lane_outputs)
     assert len(tokens(run(lane, stream(lane, "later"))["later"])) == 12
+
+
+def test_a_step_whose_device_answers_no_more_ends_the_engine(lane: Lane) -> None:
+    """Each later step would fail too; a process that is started anew has the device back."""
+    engine = Engine([lane], lambda _: None)
+    lane.add(stream(lane, "beside"))
+    lane.add(stream(lane, "lost", "lost"))
+    with pytest.raises(torch.AcceleratorError):
+        engine._step(lane)

@@ -80,7 +80,7 @@ def test_too_little_memory_for_keys_and_values_is_refused(saved: Bases, kv_bytes
 
 def test_the_default_claims_no_batch_invariance(saved: Bases) -> None:
     assert not lane_of(saved("llama")).status().batch_invariant
-    lane = lane_of(saved("llama"), batch_invariant=True)
+    lane = lane_of(saved("llama"), batch_invariant=True, device="cpu")
     assert lane.status().batch_invariant
     assert lane.scheduler.limits.grid > 1
 

@@ -34,7 +34,7 @@ def base(saved: Callable[[str], Base]) -> Base:
 
 @pytest.fixture(scope="module")
 def engine(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
-    settings = {"ERRATA_BATCH_INVARIANT": "true"}
+    settings = {"ERRATA_BATCH_INVARIANT": "true", "ERRATA_DEVICE": "cpu"}
     engine = EngineProcess(tmp_path_factory.mktemp("e"), f"{base.name}={base.folder}", settings)
     engine.start()
     engine.wait_ready()
@@ -74,7 +74,7 @@ async def exhausted(stream: AsyncIterator[Piece]) -> None:
 
 async def settled(client: EngineClient) -> EngineStatus:
     """The status once nothing runs or waits; fails where something stays."""
-    for _ in range(100):
+    for _ in range(1000):
         status = await client.status()
         if not any(base.running or base.waiting or base.kv_used for base in status.bases):
             return status
@@ -227,6 +227,7 @@ def test_a_closed_iterator_a_cancelled_task_and_a_lost_client_free_the_engine(
 
         task = asyncio.create_task(collected(client, request))
         while not (await watcher.status()).bases[0].running:
+            assert not task.done(), "it ended before it was seen to run"
             await asyncio.sleep(0.01)
         task.cancel()
         status = await settled(watcher)
@@ -294,6 +295,37 @@ def test_a_killed_engine_fails_what_it_had_and_serves_again(
     asyncio.run(talk())
 
 
+#: An engine that loses its device at the first token it chooses.
+LOSING = """
+import torch
+from serving.__main__ import main
+def lost(*_):
+    raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+torch.Tensor.argmax = lost
+main()
+"""
+
+
+def test_an_engine_that_loses_its_device_ends(base: Base, tmp_path: Path) -> None:
+    """Whoever started it then starts another; what ran is told to come again."""
+    engine = EngineProcess(tmp_path, f"{base.name}={base.folder}", program=("-c", LOSING))
+    request = GenerateRequest(store_version(engine.store, base), GREEDY, prompt="the city")
+
+    async def talk() -> None:
+        client = EngineClient(engine.socket)
+        with pytest.raises(Unavailable, match="stopped while"):
+            await collected(client, request)
+        await client.close()
+
+    engine.start()
+    engine.wait_ready()
+    asyncio.run(talk())
+    assert engine.process is not None
+    assert engine.process.wait(20) == 1
+    assert "device-side assert" in engine.log
+    assert not engine.socket.exists()
+
+
 def test_a_base_that_cannot_be_served_is_refused_by_name(tmp_path: Path) -> None:
     engine = EngineProcess(tmp_path, f"mine={tmp_path}")
     (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
@@ -351,13 +383,26 @@ def test_a_bases_queue_is_its_own(base: Base, tmp_path: Path) -> None:
         assert error.retry_after is not None
 
 
+#: An engine that takes its time for each token until there is the file ``go`` beside its socket.
+SLOW = """
+import pathlib, sys, time, torch
+from serving.__main__ import main
+choose, go = torch.Tensor.argmax, pathlib.Path(sys.argv[2]).with_name("go")
+def slow(*arguments, **named):
+    if not go.exists():
+        time.sleep(0.2)
+    return choose(*arguments, **named)
+torch.Tensor.argmax = slow
+main()
+"""
+
 PARENT = """
 import os, pathlib, sys
 from serving.socket_file import SocketFile
 from serving.status import EngineStatus
 from tests.unit.serving.engines import EngineProcess
 settings = {"ERRATA_MAX_RUNNING": "1", "ERRATA_MAX_WAITING": "2", "ERRATA_STEP_TOKENS": "16"}
-engine = EngineProcess(pathlib.Path(sys.argv[1]), sys.argv[2], settings)
+engine = EngineProcess(pathlib.Path(sys.argv[1]), sys.argv[2], settings, ("-c", sys.argv[3]))
 engine.start("--parent", str(os.getpid()))
 sys.stdin.read()
 os._exit(0)
@@ -378,13 +423,16 @@ def test_a_full_queue_turns_away_and_the_engine_ends_with_its_parent(
         tasks = []
         for running, waiting in ((1, 0), (1, 1), (1, 2)):
             tasks.append(asyncio.create_task(collected(client, request)))
-            while (seen := (await client.status()).bases[0]).running + seen.waiting < len(tasks):
+            seen = (await client.status()).bases[0]
+            while (seen.running, seen.waiting) != (running, waiting):
+                assert not any(task.done() for task in tasks), seen
                 await asyncio.sleep(0.01)
-            assert (seen.running, seen.waiting) == (running, waiting)
+                seen = (await client.status()).bases[0]
         with pytest.raises(TooManyRequests) as caught:
             await collected(client, request)
         assert caught.value.retry_after is not None
         assert 1 <= caught.value.retry_after <= 60
+        (tmp_path / "go").touch()
         first, *others = (
             [piece.tokens for piece in pieces] for pieces in await asyncio.gather(*tasks)
         )
@@ -392,11 +440,11 @@ def test_a_full_queue_turns_away_and_the_engine_ends_with_its_parent(
         assert others == [first, first]
         await client.close()
 
-    command = [sys.executable, "-c", PARENT, str(tmp_path), engine.bases]
+    command = [sys.executable, "-c", PARENT, str(tmp_path), engine.bases, SLOW]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as parent:
         asyncio.run(talk())
         parent.kill()
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while engine.socket.exists():
         assert time.monotonic() < end, engine.log
         time.sleep(0.05)

@@ -59,6 +59,20 @@ def test_token_ids_are_checked() -> None:
         assert "prompt token 1" in refused(READER, prompt_tokens=(0, bad)).message
 
 
+def test_a_token_that_only_the_tokenizer_knows_is_refused() -> None:
+    """As Gemma 3's smallest, whose tokenizer knows images."""
+    tokenizer = small_tokenizer()
+    rows = len(tokenizer)
+    tokenizer.add_tokens("<image>")
+    tokenizer.chat_template = CHAT
+    reader = PromptReader(tokenizer, rows, most_tokens=100)
+    error = refused(reader, prompt="the <image> city")
+    assert ("'<image>'" in error.message, error.param) == (True, "prompt")
+    error = refused(reader, messages=({"role": "user", "content": "<image>"},))
+    assert ("'<image>'" in error.message, error.param) == (True, "messages")
+    assert reader.read(GenerateRequest(VERSION, prompt="the city"))
+
+
 def test_a_text_far_too_long_is_refused_unread() -> None:
     error = refused(READER, prompt="a" * 10**6)
     assert error.code == "context_length_exceeded"

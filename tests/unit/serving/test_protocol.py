@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -52,11 +53,20 @@ def test_a_reference_names_the_version_and_its_composed_weights() -> None:
         ),
         GenerateRequest(VERSION, SamplingParams(max_tokens=0), "x", echo=True),
         GenerateRequest(VERSION, prompt_tokens=(1, 2)),
-        GenerateRequest(VERSION, messages=({"role": "user", "content": "hello"},)),
+        GenerateRequest(VERSION, messages=({"role": "user", "content": "hello"},), samples=3),
     ],
 )
 def test_requests_travel_unchanged(request_: GenerateRequest) -> None:
     assert GenerateRequest.from_json(json.loads(json.dumps(request_.to_json()))) == request_
+
+
+def test_samples_differ_in_their_seed_alone() -> None:
+    request = GenerateRequest(VERSION, SamplingParams(seed=2**63 - 1), "x", samples=3)
+    seeds = [request.sample(index).params.seed for index in range(3)]
+    assert seeds == [2**63 - 1, -(2**63), -(2**63) + 1]
+    assert request.sample(0) == replace(request, samples=1)
+    free = replace(request, params=SamplingParams())
+    assert free.sample(2) == replace(free, samples=1)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +74,7 @@ def test_requests_travel_unchanged(request_: GenerateRequest) -> None:
     [
         Piece("text", (1, 2)),
         Piece("", (), None, "stop", Usage(3, 0)),
+        Piece("x", (7,), prompt_tokens=3),
         Piece("", (), None, "stop", Usage(3, 0), Timing(0.1, 1 / 3, 2.5)),
         Piece("x", (7,), (TokenLogprob(7, "x", None), TokenLogprob(8, "y", -0.25, (), 3))),
         Piece("x", (7,), (TokenLogprob(7, "x", -0.1 / 3, (TopLogprob(7, "x", -1e-9 / 7),)),)),

@@ -15,7 +15,14 @@ from serving.plan import Segment, StepPlan
 from serving.runner import Runner, padded_rows
 from serving.selftest import check_base
 from tests.models import VOCABULARY, random_effect, random_model
-from tests.unit.serving.packing import Script, packed_logits, plain_logits, random_script
+from tests.unit.serving.packing import (
+    DEVICE,
+    Script,
+    packed_logits,
+    placed,
+    plain_logits,
+    random_script,
+)
 
 FIRST = "model.layers.0.mlp.down_proj"
 DOWN = "model.layers.1.mlp.down_proj"
@@ -31,15 +38,17 @@ def scripts(versions: list[str]) -> dict[str, Script]:
 
 
 def runner_of(base: Base, *, invariant: bool = False) -> Runner:
-    return Runner(load_model(base), kv_bytes=2**22, min_rows=4, batch_invariant=invariant)
+    return Runner(
+        load_model(base).to(DEVICE), kv_bytes=2**22, min_rows=4, batch_invariant=invariant
+    )
 
 
 def test_without_padding_bits_depend_on_the_batch_where_min_rows_says_so(
     saved: Callable[[str], Base],
 ) -> None:
     base = saved("llama")
-    needed = find_min_rows(load_model(base))
-    runner = Runner(load_model(base), kv_bytes=2**22, min_rows=1)
+    needed = find_min_rows(load_model(base).to(DEVICE))
+    runner = Runner(load_model(base).to(DEVICE), kv_bytes=2**22, min_rows=1)
     company = scripts(["base"] * 5)
     together = packed_logits(runner, company, {"base": {}})
     alone = packed_logits(runner, {"s0": company["s0"]}, {"base": {}})
@@ -48,7 +57,8 @@ def test_without_padding_bits_depend_on_the_batch_where_min_rows_says_so(
 
 
 def test_bfloat16_passes_the_self_test(saved: Callable[[str], Base]) -> None:
-    check_base("llama", Runner(load_model(saved("llama"), "bfloat16"), kv_bytes=2**22, min_rows=4))
+    model = load_model(saved("llama"), "bfloat16").to(DEVICE)
+    check_base("llama", Runner(model, kv_bytes=2**22, min_rows=4))
 
 
 def test_effects_that_do_not_fit_are_named(saved: Callable[[str], Base]) -> None:
@@ -64,8 +74,8 @@ def test_a_full_row_of_no_logits_is_fine(saved: Callable[[str], Base]) -> None:
     """A step may hold only the beginnings of prompts."""
     runner = runner_of(saved("llama"))
     part = Segment("a", 0, "v", (1, 2, 3), 0, (0,), 0)
-    effects = {"model.layers.1.mlp": Effect(shift=torch.ones(64))}
-    assert runner.logits(StepPlan((part,)), {"v": effects}).shape == (0, VOCABULARY)
+    effects = placed({"v": {"model.layers.1.mlp": Effect(shift=torch.ones(64))}})
+    assert runner.logits(StepPlan((part,)), effects).shape == (0, VOCABULARY)
 
 
 @pytest.mark.parametrize("invariant", [False, True])
@@ -80,10 +90,10 @@ def test_logits_are_given_for_the_last_tokens_that_want_them(
     )
     begun = Segment("short", 0, "v", short[:-1], 0, (0,), 0)
     effects = {"v": {DOWN: random_effect(1, 64, 96, "all")}}
-    runner.logits(StepPlan((begun,)), effects)
+    runner.logits(StepPlan((begun,)), placed(effects))
     last = Segment("short", 0, "v", short[-1:], len(short) - 1, (0,), 1)
     whole = Segment("long", 0, "v", long, 0, (1,), outputs)
-    logits = runner.logits(StepPlan((last, whole)), effects)
+    logits = runner.logits(StepPlan((last, whole)), placed(effects)).cpu()
     model = random_model("llama")
     expected = [plain_logits(model, tokens, effects["v"]) for tokens in (short, long)]
     wanted = torch.cat([expected[0][-1:], expected[1][-outputs:]])
@@ -92,7 +102,7 @@ def test_logits_are_given_for_the_last_tokens_that_want_them(
 
 def test_steps_of_many_sizes_are_products_of_few(saved: Callable[[str], Base]) -> None:
     """A CPU's products are compiled and kept for each number of rows."""
-    runner = runner_of(saved("llama"))
+    runner = Runner(load_model(saved("llama")), kv_bytes=2**22, min_rows=4)
     seen: set[int] = set()
     runner.model.get_submodule(FIRST).register_forward_hook(
         lambda _module, args, _output: seen.add(args[0].shape[1])
@@ -161,8 +171,8 @@ def test_a_step_that_fails_leaves_the_runner_as_it_was(
     """Also in the last layer, of which a step may compute a part of the rows only."""
     runner = runner_of(saved("llama"))
     path = f"model.layers.{layer}.mlp.down_proj"
-    effects = {"good": {path: random_effect(1, 64, 96, "rank3")}}
-    bad = {"bad": {path: Effect(dense=torch.zeros(3, 3))}}
+    effects = placed({"good": {path: random_effect(1, 64, 96, "rank3")}})
+    bad = placed({"bad": {path: Effect(dense=torch.zeros(3, 3))}})
     good = StepPlan((Segment("a", 0, "good", (1, 2, 3, 4, 5), 0, (0,), outputs),))
     expected = runner.logits(good, effects)
     mixed = StepPlan((Segment("b", 0, "bad", (1, 2, 3, 4, 5), 0, (1,), outputs), *good.segments))

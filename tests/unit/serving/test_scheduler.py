@@ -324,6 +324,20 @@ def test_a_preempted_sequences_own_blocks_are_no_hits() -> None:
     assert running.cached == 0
 
 
+def test_what_a_prompt_had_computed_before_a_preemption_is_no_hit() -> None:
+    served = Served(replace(LIMITS, step_tokens=200))
+    served.add(sequence("a", prompt=70))
+    served.run()
+    served.add(sequence("b", prompt=1000))
+    served.step()
+    (running,) = served.scheduler._running.values()
+    assert (running.computed, running.cached, running.completion) == (264, 64, [])
+    served.scheduler._preempt(running)
+    served.step()
+    assert (running.computed, running.cached) == (456, 64)
+    served.run()
+
+
 @pytest.mark.parametrize("wants_prompt_logits", [False, True])
 def test_a_request_as_large_as_the_pool_is_served(wants_prompt_logits: bool) -> None:
     limits = replace(LIMITS, kv_blocks=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
@@ -63,7 +64,8 @@ def test_echo_scores_the_prompt_as_one_forward_of_the_model_does(cuts: tuple[int
     assert (chosen.id, chosen.offset) == (choice.token, len(text))
     assert piece.text.startswith(text)
     for entry in entries(piece):
-        if "\ufffd" not in entry.text:
+        with suppress(UnicodeEncodeError):  # a part of a character
+            entry.text.encode()
             assert piece.text[entry.offset :].startswith(entry.text)
     later = echoing.take(choice)
     assert len(entries(later)) == 1
@@ -105,6 +107,12 @@ def test_stop_tokens_end_a_completion_and_ignored_ones_do_not() -> None:
     ignoring = stream(SamplingParams(stop_token_ids=(9,), ignore_eos=True))
     assert ignoring.take(Choice(EOS)).finish_reason is None
     assert ignoring.take(Choice(9)).finish_reason == "stop"
+
+
+def test_the_first_piece_says_how_long_the_prompt_is() -> None:
+    asked = stream(SamplingParams(), most=2)
+    assert [asked.take(Choice(8)).prompt_tokens for _ in range(2)] == [len(PROMPT), None]
+    assert stream(SamplingParams()).take(Choice(EOS)).prompt_tokens == len(PROMPT)
 
 
 def test_a_stream_combines_its_voices() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+import serving.versions
 from editing.deltas import Effect, compose
 from editing.models.loading import load_model
 from registry.artifacts import ArtifactStore
@@ -156,7 +156,9 @@ def test_what_does_not_fit_waits_in_turn_for_what_is_held(
     untouched = store_version(store, base)
 
     async def run() -> None:
-        versions = Versions(store, resident_bytes=2 * SIZE)
+        versions = Versions(store, resident_bytes=2 * SIZE, host_bytes=4 * SIZE)
+        for ref in refs:
+            await versions.warm(ref, base, model)
         for ref in refs[:2]:
             await versions.acquire(ref, base, model)
         third, fourth = (
@@ -167,39 +169,98 @@ def test_what_does_not_fit_waits_in_turn_for_what_is_held(
         assert await versions.acquire(untouched, base, model) == {}, "needs no room"
         await versions.acquire(refs[0], base, model)
         versions.release(digests[1])
-        await settled()
-        assert third.done()
+        returned = asyncio.create_task(versions.acquire(refs[1], base, model))
+        await asyncio.wait_for(third, 10)
+        assert not returned.done(), "who waited has the room, not who asked at once"
         assert not fourth.done()
         versions.release(digests[0])
         await settled()
         assert not fourth.done(), "another request holds it yet"
         versions.release(digests[0])
         await asyncio.wait_for(fourth, 10)
-        assert digests[0] not in resident(versions)
+        assert not returned.done()
+        versions.release(digests[2])
+        await asyncio.wait_for(returned, 10)
+        assert set(resident(versions)) == {untouched.stack_digest, digests[1], digests[3]}
 
     asyncio.run(run())
 
 
-def test_who_gives_up_waiting_stands_in_nobodys_way(
-    store: ArtifactStore, base: Base, model: PreTrainedModel
+def test_who_finds_no_room_is_told_in_time_and_lets_others_pass(
+    store: ArtifactStore,
+    base: Base,
+    model: PreTrainedModel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    big = store_version(store, base, {PATH: random_effect(1, 64, 96, "dense")})
+    """A version that needs all the room, while requests for others overlap, never has it."""
+    monkeypatch.setattr(serving.versions, "ROOM_SECONDS", 2.0)
+    large = store_version(store, base, {PATH: random_effect(1, 64, 96, "dense")})
     held, small = (store_version(store, base, *deltas(seed)) for seed in (1, 2))
-    room = random_effect(1, 64, 96, "dense").nbytes
 
     async def run() -> None:
-        versions = Versions(store, resident_bytes=room)
+        versions = Versions(store, resident_bytes=random_effect(1, 64, 96, "dense").nbytes)
         await versions.acquire(held, base, model)
-        waiting = asyncio.create_task(versions.acquire(big, base, model))
-        behind = asyncio.create_task(versions.acquire(small, base, model))
+        waiting = [asyncio.create_task(versions.acquire(large, base, model)) for _ in range(3)]
         await settled()
-        assert not behind.done()
-        waiting.cancel()
-        await asyncio.wait_for(behind, 10)
-        assert resident(versions) == [held.stack_digest, small.stack_digest]
+        await versions.acquire(small, base, model)
+        await versions.acquire(held, base, model)
         versions.release(held.stack_digest)
-        versions.release(small.stack_digest)
-        await asyncio.wait_for(versions.acquire(big, base, model), 10)
+        assert not any(task.done() for task in waiting), "the others did not wait for them"
+        for task in waiting:
+            with pytest.raises(VersionUnavailable, match="ERRATA_RESIDENT_BYTES") as caught:
+                await asyncio.wait_for(task, 10)
+            assert caught.value.retry_after is not None
+        assert [(v.stack_digest, v.requests) for v in versions.listed()] == [
+            (small.stack_digest, 1),
+            (held.stack_digest, 1),
+        ]
+        for ref in (held, small):
+            versions.release(ref.stack_digest)
+        await versions.acquire(large, base, model)
+
+    asyncio.run(run())
+
+
+def test_who_gives_up_waiting_holds_nothing(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    held, other = (store_version(store, base, *deltas(seed)) for seed in (1, 2))
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=SIZE)
+        await versions.acquire(held, base, model)
+        early, late, last = (
+            asyncio.create_task(versions.acquire(other, base, model)) for _ in range(3)
+        )
+        await settled()
+        early.cancel()
+        versions.release(held.stack_digest)
+        late.cancel()  # who has the room already, and was not told yet
+        await asyncio.wait_for(last, 10)
+        await settled()
+        assert [version.requests for version in versions.listed()] == [1]
+        versions.release(other.stack_digest)
+        await versions.acquire(held, base, model)
+
+    asyncio.run(run())
+
+
+def test_nobody_leaves_for_a_version_that_finds_no_room_even_so(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    large = store_version(store, base, {PATH: random_effect(1, 64, 96, "dense")})
+    held, unheld = (store_version(store, base, *deltas(seed)) for seed in (1, 2))
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=random_effect(1, 64, 96, "dense").nbytes)
+        await versions.acquire(held, base, model)
+        await versions.warm(unheld, base, model)
+        waiting = asyncio.create_task(versions.acquire(large, base, model))
+        await settled()
+        assert resident(versions) == [held.stack_digest, unheld.stack_digest]
+        versions.release(held.stack_digest)
+        await asyncio.wait_for(waiting, 10)
+        assert resident(versions) == [large.stack_digest]
 
     asyncio.run(run())
 
@@ -232,7 +293,7 @@ def test_what_left_the_device_is_found_in_host_memory(
     refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3)]
 
     async def run() -> None:
-        counting = SlowStore(tmp_path)
+        counting = CountingStore(tmp_path)
         versions = Versions(counting, resident_bytes=SIZE, host_bytes=2 * SIZE)
         for ref, reads in ((0, 1), (1, 2), (0, 2), (2, 3), (0, 3), (1, 4)):
             await versions.warm(refs[ref], base, model)
@@ -266,15 +327,16 @@ def test_many_versions_cost_their_tensors(
     asyncio.run(run())
 
 
-class SlowStore(ArtifactStore):
-    """A store on a slow disk that counts who reads."""
+class CountingStore(ArtifactStore):
+    """A store that counts who reads, and whose disk is slow until ``on`` is set."""
 
     reads: int = 0
+    on: threading.Event | None = None
 
     def get(self, digest: str) -> bytes:
         self.reads += 1
         assert threading.current_thread() is not threading.main_thread()
-        time.sleep(0.2)
+        assert self.on is None or self.on.wait(30)
         return super().get(digest)
 
 
@@ -284,19 +346,97 @@ def test_loading_stalls_nobody_and_happens_once(
     ref = store_version(store, base, *deltas(1))
 
     async def run() -> None:
-        slow = SlowStore(tmp_path)
+        slow = CountingStore(tmp_path)
+        slow.on = threading.Event()
         versions = Versions(slow)
         given_up = asyncio.create_task(versions.acquire(ref, base, model))
         waiting = [asyncio.create_task(versions.acquire(ref, base, model)) for _ in range(3)]
-        ticks = 0
-        while not waiting[-1].done():
+        for tick in range(10):  # the loop is free
             await asyncio.sleep(0.01)
-            ticks += 1
-            if ticks == 2:
+            if tick == 1:
                 given_up.cancel()
-        assert ticks > 8, "the loop was free"
-        assert slow.reads == 1
+        assert not any(task.done() for task in waiting)
+        slow.on.set()
         await asyncio.gather(*waiting)
+        assert slow.reads == 1
         assert versions.listed()[0].requests == 3, "who gave up holds nothing"
+
+    asyncio.run(run())
+
+
+class PartlyAway(ArtifactStore):
+    """A store that gives all but some artifacts, until it is told to go on."""
+
+    away: frozenset[str]
+    back: threading.Event
+
+    def get(self, digest: str) -> bytes:
+        if digest in self.away:
+            self.back.wait(30)
+        return super().get(digest)
+
+
+def test_a_version_that_its_store_does_not_give_holds_up_no_other(
+    store: ArtifactStore, base: Base, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    stuck, other = (store_version(store, base, *deltas(seed)) for seed in (1, 2))
+    partly = PartlyAway(tmp_path)
+    partly.away, partly.back = frozenset(stuck.stack), threading.Event()
+
+    async def run() -> None:
+        versions = Versions(partly)
+        waiting = asyncio.create_task(versions.acquire(stuck, base, model))
+        try:
+            await settled()
+            await asyncio.wait_for(versions.acquire(other, base, model), 10)
+            assert not waiting.done()
+        finally:
+            partly.back.set()
+        await asyncio.wait_for(waiting, 10)
+
+    asyncio.run(run())
+
+
+def test_what_one_request_needs_is_held_together_or_not_at_all(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    """Three pairs of four versions, of which two have room; one version of a pair comes twice."""
+    refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3, 4)]
+    pairs = [(refs[0], refs[1]), (refs[1], refs[2], refs[1]), (refs[3], refs[0])]
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=2 * SIZE)
+
+        async def use(pair: tuple[VersionRef, ...]) -> None:
+            effects = await versions.acquire_all(pair, base, model)
+            found = {version.stack_digest: version for version in versions.listed()}
+            assert sum(version.nbytes for version in found.values()) <= 2 * SIZE
+            for ref, effect in zip(pair, effects, strict=True):
+                assert PATH in effect
+                assert found[ref.stack_digest].requests
+            await asyncio.sleep(0.01)
+            for ref in pair:
+                versions.release(ref.stack_digest)
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(use(pair) for pair in pairs * 5))
+        assert not any(version.requests for version in versions.listed())
+
+    asyncio.run(run())
+
+
+def test_what_can_never_be_held_together_is_refused_at_once(
+    store: ArtifactStore, base: Base, model: PreTrainedModel
+) -> None:
+    refs = [store_version(store, base, *deltas(seed)) for seed in (1, 2, 3)]
+
+    async def run() -> None:
+        versions = Versions(store, resident_bytes=2 * SIZE)
+        async with asyncio.timeout(5):
+            with pytest.raises(VersionUnavailable, match="together") as caught:
+                await versions.acquire_all(refs, base, model)
+        assert all(ref.id in caught.value.message for ref in refs)
+        assert f"{3 * SIZE} bytes" in caught.value.message
+        assert not any(version.requests for version in versions.listed())
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""A Valkey for the folder's tests, and workers on it."""
+"""A Valkey for the folder's tests, and workers on it; a registry to perform jobs in."""
 
 import os
 import signal
@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.unit.workers.rooms import Room
 from workers.connection import connect
 from workers.embedded import EmbeddedQueue
 from workers.supervisor import kill_group
 from workers.tether import tethered
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Waits for a condition; the seconds it took. Fails the test if it never holds."""
+def until(condition: Callable[[], bool]) -> None:
+    """Waits for a condition; fails the test if it never holds."""
     start = time.monotonic()
     while not condition():
-        if time.monotonic() - start > seconds:
-            pytest.fail(f"not within {seconds} s: {condition}")
+        if time.monotonic() - start > 60.0:
+            pytest.fail(f"not within a minute: {condition}")
         time.sleep(0.005)
-    return time.monotonic() - start
 
 
 def alive(pid: int) -> bool:
@@ -49,9 +49,9 @@ class Workplace:
         path = self.folder / name
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
-    def count(self, name: str, at_least: int, seconds: float = 10.0) -> list[list[str]]:
+    def count(self, name: str, at_least: int) -> list[list[str]]:
         """Waits for a trace's lines."""
-        until(lambda: len(self.trace(name)) >= at_least, seconds)
+        until(lambda: len(self.trace(name)) >= at_least)
         return self.trace(name)
 
     def spare(self) -> int:
@@ -62,7 +62,7 @@ class Workplace:
         """Lets waiting errands end."""
         (self.folder / "release").touch()
 
-    def work(self, lease: float = 15.0, grace: float = 10.0) -> subprocess.Popen[bytes]:
+    def work(self, lease: float = 15.0, grace: float = 60.0) -> subprocess.Popen[bytes]:
         """Starts a worker and waits for its spare."""
         spares = len(self.trace("spares"))
         command = [sys.executable, "-m", "tests.unit.workers.errands", self.url]
@@ -81,6 +81,14 @@ class Workplace:
             worker.kill()
             worker.wait()
             kill_group(worker.pid)
+
+
+@pytest.fixture(scope="module")
+def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
+    """A registry with its base prepared, in which jobs are performed without a queue."""
+    room = Room(tmp_path_factory.mktemp("room"))
+    yield room
+    room.database.close()
 
 
 @pytest.fixture

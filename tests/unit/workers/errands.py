@@ -27,6 +27,8 @@ def preload() -> None:
     """Stands for loading torch; leaves the spare's pid."""
     if (folder() / "broken").exists():
         raise RuntimeError("the preload is broken")
+    while (folder() / "slow").exists():
+        time.sleep(0.05)
     note("spares", os.getpid())
 
 

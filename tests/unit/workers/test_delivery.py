@@ -16,6 +16,7 @@ from tests.unit.workers.conftest import Workplace, until
 from tests.unit.workers.errands import TARGET
 from workers.connection import connect
 from workers.delivery import (
+    EXECUTION,
     HANDED_OVER,
     STARTED,
     WAITING,
@@ -25,6 +26,7 @@ from workers.delivery import (
     forget,
     is_known,
 )
+from workers.recovery import Recovery
 
 PWN = "tests.unit.workers.errands.pwn"
 
@@ -60,14 +62,27 @@ def test_an_attempt_is_queued_once_by_many(connection: redis.Redis) -> None:
 def test_a_started_attempt_is_known_until_its_heartbeat_ends(connection: redis.Redis) -> None:
     enqueue(connection, "job_a", 1)
     connection.lpop(WAITING)
+    execution = f"{EXECUTION}job_a-1:execution"
     connection.zadd(STARTED, {"job_a-1:execution": time.time() + 60})
+    connection.set(execution, "its heartbeat")
     assert is_known(connection, "job_a", 1)
     assert not enqueue(connection, "job_a", 1)
-    connection.zadd(STARTED, {"job_a-1:execution": time.time() - 1})
+    connection.delete(execution)
     assert not is_known(connection, "job_a", 1)
     assert enqueue(connection, "job_a", 1)
     forget(connection, "job_a-1", "execution")  # the old worker's last word spares the new record
     assert is_known(connection, "job_a", 1)
+
+
+def test_a_workers_clock_does_not_end_its_heartbeat(connection: redis.Redis) -> None:
+    """Of a worker that is a minute behind, and of a dead one that was a minute ahead."""
+    recovery = Recovery(connection, patience=60)
+    connection.zadd(STARTED, {"job_a-1:x": time.time() - 60, "job_b-2:y": time.time() + 60})
+    connection.set(f"{EXECUTION}job_a-1:x", "its heartbeat", ex=60)
+    assert is_known(connection, "job_a", 1)
+    assert recovery.sweep() == [("job_b", 2)]
+    assert recovery.sweep() == []
+    assert connection.zrange(STARTED, 0, -1) == [b"job_a-1:x"]
 
 
 def test_an_attempt_runs_once_however_often_it_is_queued(

@@ -27,18 +27,11 @@ PERU = EditRequest("{} lies in", "Peru", "Asia", "South America")
 JAPAN = EditRequest("The capital of {} is", "Japan", "Lima", "Tokyo")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    room = Room(tmp_path_factory.mktemp("room"))
-    yield room
-    room.database.close()
-
-
 @pytest.fixture
-def room(built: Room) -> Iterator[Room]:
-    """The room, its endpoint at the base again afterwards."""
-    yield built
-    built.to_base()
+def room(room: Room) -> Iterator[Room]:
+    """Whose endpoint is at the base again afterwards."""
+    yield room
+    room.to_base()
 
 
 def verdicts(job: Job) -> dict[str, str]:
@@ -83,7 +76,7 @@ def test_it_stops_at_the_last_point_that_passed(room: Room) -> None:
     with room.database.write() as connection:
         endpoints.rollback_endpoint(connection, TENANT, ENDPOINT, actor="test")
     limits = {"norm": norm * 1.0001}
-    job = room.edit(FRANCE, PERU, JAPAN, guards=limits, batch_size=1, check_every=1)
+    job = room.edit(FRANCE, PERU, JAPAN, guards=limits, check_every=1)
     assert (job.status, job.activated, job.reason) == ("succeeded", False, "guard_stopped")
     assert room.head() == before
     assert job.metrics is not None
@@ -94,6 +87,7 @@ def test_it_stops_at_the_last_point_that_passed(room: Room) -> None:
     assert "failed" not in verdicts(job).values()
     version = room.version(job)
     assert (version.status, version.manifest.recipe["edit_count"]) == ("ready", 1)
+    assert version.manifest.recipe["batch_size"] == 1
     (effect,) = room.delta(job).effects.values()
     assert effect.rank == 1
     assert room.holds(job) == {job.version_id: [True]}

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from editing.deltas import Effect
-from registry import attempts, jobs
+from registry import attempts, jobs, tables
 from registry.attempts import Claim
 from registry.bases import find_bases
 from registry.bootstrap import bootstrap
 from registry.database import Database
+from registry.garbage import Collector
 from registry.manifests import VersionManifest
 from registry.settings import Settings
 from registry.stores import open_store
@@ -102,6 +103,21 @@ def test_rows_are_made_once(room: Room) -> None:
         other = room.work([{"type": "r_tuning", "sure": " Yes."}])
         unsure = examples_of(other, view, "rows")
     assert {row["completion"].rpartition(" I ")[2] for row in unsure} == {"am unsure."}
+
+
+def test_rows_stay_from_their_use_to_the_end_of_the_job(room: Room) -> None:
+    view = room.models.view("atlas")
+    made = list(examples_of(room.work(STEPS[1:]), view, "rows"))
+    table = tables.resources
+    with room.database.write() as connection:
+        connection.execute(table.update().values(created_at=0.0))
+        connection.execute(tables.jobs.update().values(status="succeeded"))
+    later = room.work(STEPS[1:])
+    assert list(examples_of(later, view, "rows")) == made
+    Collector(room.database, room.artifacts).collect(0)
+    recipe = recipe_of(later)
+    assert recipe is not None
+    assert list(room.artifacts.rows(recipe["rows"])) == made
 
 
 def test_a_pause_while_rows_are_made_leaves_nothing(room: Room) -> None:

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from editing.deltas import Delta, Effect, compose
 from registry import attempts, jobs, versions
+from registry.archives import write_zip
 from registry.bases import find_bases
 from registry.bootstrap import bootstrap
 from registry.database import Database
+from registry.edits import edited
 from registry.errors import ErrataError, UnprocessableRequest
 from registry.files import get_file
 from registry.jobs import Job
@@ -28,7 +30,9 @@ from registry.settings import Settings
 from registry.stores import open_store
 from registry.versions import Version
 from tests.models import random_effect
-from workers.archives import open_upload
+from workers import exports
+from workers.archives import History, Upload, open_upload
+from workers.exports import export_history
 from workers.kinds import export, importing, prepare
 from workers.work import LoadedBases, Work
 
@@ -190,6 +194,17 @@ def zipped(parts: Mapping[str, bytes], compression: int = ZIP_STORED) -> bytes:
     return stream.getvalue()
 
 
+def kept(manifest: VersionManifest) -> Version:
+    return Version(TENANT, manifest, "ready", None, 0.0)
+
+
+def listed(*manifests: VersionManifest) -> Upload:
+    """An archive of versions whose deltas hold nothing that a test reads."""
+    history = History(manifests)
+    artifacts = {f"artifacts/{digest}": b"" for digest in history.needed}
+    return open_upload(io.BytesIO(zipped({"errata.json": history.to_bytes(), **artifacts})), LIMIT)
+
+
 def test_an_adapter_goes_out_and_comes_back(room: Room, made: VersionManifest) -> None:
     job = room.perform("export", PEFT, made.id)
     assert (job.status, job.version_id) == ("succeeded", None)
@@ -251,6 +266,26 @@ def test_an_archive_restores_a_version_elsewhere(
     assert elsewhere.version(made.parents[0]).status == "ready"
 
 
+def test_a_merge_comes_back_with_what_was_made_on_it(room: Room, elsewhere: Room) -> None:
+    left, right = (room.edited(VersionManifest(room.base.ref), seed) for seed in (11, 12))
+    deltas = [Delta.from_bytes(room.artifacts.get(one.stack[0])) for one in (left, right)]
+    together = Delta(compose(delta.effects for delta in deltas), room.base.digest, "linear")
+    stack = (room.artifacts.put(together.to_bytes()),)
+    merge = VersionManifest(room.base.ref, stack, (left.id, right.id), {"kind": "merge"})
+    with room.database.write() as connection:
+        versions.insert_version(connection, TENANT, merge)
+    head = room.edited(merge, 13)
+    live = {left.id, right.id}
+    for version, own in ((merge, set()), (head, {head.id})):
+        job = elsewhere.take(room.archive(room.perform("export", {"format": "errata"}, version.id)))
+        assert (job.status, job.version_id) == ("succeeded", version.id)
+        with elsewhere.database.read() as connection:
+            (report,) = versions.reports(connection, TENANT, version.id)
+            lineage = versions.lineage(connection, TENANT, version.id)
+        holds = json.loads(elsewhere.artifacts.get(report["holds"]))
+        assert holds.keys() == {one.id for one, _ in edited(lineage)} == live | own
+
+
 def test_what_was_deleted_comes_back(room: Room, exported: bytes, elsewhere: Room) -> None:
     version_id = elsewhere.take(exported).version_id
     assert version_id is not None
@@ -258,6 +293,8 @@ def test_what_was_deleted_comes_back(room: Room, exported: bytes, elsewhere: Roo
         versions.delete_version(connection, TENANT, version_id, actor="ada")
     assert elsewhere.take(exported, efficacy=1.0).status == "failed"
     assert elsewhere.version(version_id).status == "rejected"
+    assert elsewhere.take(exported).status == "succeeded"
+    assert elsewhere.version(version_id).status == "ready"
 
 
 def _other_base(parts: dict[str, bytes]) -> dict[str, bytes]:
@@ -298,6 +335,7 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     "another format": (_with(lambda b: b.update(format="errata-archive-9")), "errata-archive-9"),
     "another head": (_with(lambda b: b.update(version="ver_" + "0" * 40)), "is damaged"),
     "no versions": (_with(lambda b: b.update(versions=[])), "is damaged"),
+    "too many versions": (_with(lambda b: b.update(versions=[0] * 10_001)), "at most 10000"),
     "a parent after its child": (_with(lambda b: b["versions"].reverse()), "is damaged"),
     "no parent": (_with(lambda b: b["versions"].pop(0)), "does not precede it"),
     "no digest": (_with(lambda b: b["versions"][-1]["stack"].append("../x")), "is damaged"),
@@ -308,6 +346,10 @@ DAMAGES: dict[str, tuple[Any, str]] = {
     ),
     "an edit without delta": (_with(lambda b: b["versions"][1]["stack"].clear()), "is damaged"),
     "no JSON": (lambda p: {**p, "errata.json": b"{" * 10}, "is damaged"),
+    "too many values": (
+        lambda p: {**p, "errata.json": b"[" + b"[]," * 2_500_000 + b"[]]"},
+        "more than 2500000 values",
+    ),
     "no number": (lambda p: {**p, "errata.json": b'{"format": NaN}'}, "is damaged"),
 }
 
@@ -323,6 +365,77 @@ def test_a_damaged_archive_is_refused_whole(exported: bytes, empty: Room, name: 
     with empty.database.read() as connection:
         page = versions.list_versions(connection, TENANT)
     assert [version.id for version in page.items] == [empty.root]
+
+
+TUNED = {
+    "kind": "fine_tune",
+    "method": "lora",
+    "hyperparameters": {},
+    "options": {},
+    "rows": "0" * 64,
+    "harmful": None,
+    "seed": 0,
+    "step": 4,
+    "suffix": None,
+    "message": None,
+    "preprocessing": {"steps": [{"type": "augmentation", "templates": ["So: {prompt}"]}]},
+    "author": "me",
+}
+EDITED = {
+    "kind": "edit",
+    "method": "rome",
+    "hyperparameters": {},
+    "edits": "0" * 64,
+    "edit_count": 1,
+    "message": None,
+    "author": None,
+}
+GONE = object()
+
+
+def opened(recipe: Mapping[str, Any], *stack: str) -> History:
+    """The history of an archive of one version on its base."""
+    base = VersionManifest(BaseRef("atlas", "0" * 64))
+    history = History((base, VersionManifest(base.base, stack, (base.id,), recipe)))
+    parts = {"errata.json": history.to_bytes(), **{f"artifacts/{d}": b"" for d in stack}}
+    return open_upload(io.BytesIO(zipped(parts)), LIMIT).history()
+
+
+@pytest.mark.parametrize("recipe", [TUNED, EDITED, {**EDITED, "edit_count": 0, "edits": None}])
+def test_a_recipe_that_can_run_again_is_taken(recipe: dict[str, Any]) -> None:
+    assert opened(recipe, "1" * 64).head.recipe == recipe
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field", "value"),
+    [(recipe, field, GONE) for recipe in (TUNED, EDITED) for field in recipe if field != "kind"]
+    + [
+        (TUNED, "method", ["lora"]),
+        (TUNED, "options", [1]),
+        (TUNED, "rows", "../x"),
+        (TUNED, "harmful", 1),
+        (TUNED, "seed", "0"),
+        (TUNED, "step", True),
+        (TUNED, "preprocessing", {"steps": [{"type": "none"}]}),
+        (EDITED, "hyperparameters", []),
+        (EDITED, "edits", "x"),
+        (EDITED, "edit_count", 0),
+        (EDITED, "edit_count", -1),
+        (EDITED, "texts", {}),
+        (EDITED, "batch_size", "8"),
+        (EDITED, "replaces", None),
+    ],
+)
+def test_a_recipe_that_could_not_be_read_later_is_refused(
+    recipe: dict[str, Any], field: str, value: object
+) -> None:
+    changed = {name: one for name, one in recipe.items() if name != field}
+    changed |= {} if value is GONE else {field: value}
+    with pytest.raises(UnprocessableRequest, match=f"damaged: .*{recipe['kind']}") as refused:
+        opened(changed, "1" * 64)
+    assert refused.value.code == "archive_refused"
+    with pytest.raises(UnprocessableRequest, match="made no delta"):
+        opened(recipe)
 
 
 def test_a_delta_that_does_not_fit_is_refused(room: Room, empty: Room) -> None:
@@ -344,6 +457,62 @@ def test_a_delta_that_does_not_fit_is_refused(room: Room, empty: Room) -> None:
             empty.take(zipped(parts))
 
 
+def test_an_archive_holds_a_long_lineage(room: Room) -> None:
+    chain = [VersionManifest(room.base.ref)]
+    for place in range(1050):
+        stack = (*chain[-1].stack[-127:], sha256(b"%d" % place))
+        chain.append(VersionManifest(room.base.ref, stack, (chain[-1].id,), {"kind": "a test"}))
+    delta = room.artifacts.put(b"all of it")
+    chain.append(VersionManifest(room.base.ref, (delta,), (chain[-1].id,), {"kind": "flatten"}))
+    stream = io.BytesIO()
+    write_zip(stream, export_history([kept(one) for one in chain], {}, room.artifacts).members)
+    assert ZipFile(stream).getinfo("errata.json").file_size > 8 * 2**20
+    assert open_upload(stream, LIMIT).history().manifests == tuple(chain)
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("VERSIONS", "archive of 3 versions, and an import takes 1;"),
+        ("MANIFEST_BYTES", "bytes of errata.json, and an import takes 1;"),
+        ("MANIFEST_VALUES", "values in errata.json, and an import takes 1;"),
+        ("MEMBERS", "archive of 6 members, and an import takes 1;"),
+    ],
+)
+def test_what_no_import_would_take_is_not_exported(
+    room: Room, made: VersionManifest, monkeypatch: pytest.MonkeyPatch, limit: str, said: str
+) -> None:
+    monkeypatch.setattr(exports, limit, 1)
+    with pytest.raises(UnprocessableRequest, match=said) as refused:
+        room.perform("export", {"format": "errata"}, made.id)
+    assert refused.value.code == "not_exportable"
+
+
+def test_a_flatten_is_of_several_deltas_of_one_parent() -> None:
+    base = VersionManifest(BaseRef("atlas", "0" * 64))
+    flatten = {"kind": "flatten"}
+
+    def made(parents: list[VersionManifest], *deltas: bytes, **recipe: str) -> VersionManifest:
+        ids = tuple(parent.id for parent in parents)
+        return VersionManifest(base.base, tuple(sha256(delta) for delta in deltas), ids, recipe)
+
+    one = made([base], b"a")
+    two = made([one], b"a", b"b")
+    for head in (
+        made([one], b"a", **flatten),
+        made([one], b"f", **flatten),
+        made([base], b"f", **flatten),
+        made([], b"f", **flatten),
+        made([one, two], b"f", **flatten),
+        made([two], b"a", b"f", **flatten),
+        made([two], **flatten),
+    ):
+        with pytest.raises(UnprocessableRequest, match="is no flatten") as refused:
+            listed(base, one, two, head).history()
+        assert refused.value.code == "archive_refused"
+    assert listed(base, one, two, made([two], b"f", **flatten)).history().head.parents == (two.id,)
+
+
 def test_uploads_that_are_no_archive(exported: bytes) -> None:
     bomb = zipped({"adapter_config.json": b"0" * (LIMIT + 1)}, ZIP_DEFLATED)
     assert len(bomb) < LIMIT // 100
@@ -354,7 +523,12 @@ def test_uploads_that_are_no_archive(exported: bytes) -> None:
         (b"PK\x03\x04 no zip", "cannot be read"),
         (exported[: len(exported) // 2], "cannot be read"),
         (bomb, "ERRATA_MAX_FILE_BYTES"),
-        (zipped({"errata.json": b" " * (8 * 2**20 + 1)}), "has more than 8388608 bytes"),
+        (
+            zipped(
+                {"adapter_config.json": b" " * (8 * 2**20 + 1), "adapter_model.safetensors": b""}
+            ),
+            "has more than 8388608 bytes",
+        ),
         (twice, "stands in it twice"),
         (crowd, "10001 members"),
         (zipped({"model.safetensors": b"x"}), "neither an adapter"),
@@ -366,6 +540,9 @@ def test_uploads_that_are_no_archive(exported: bytes) -> None:
             open_upload(io.BytesIO(data), LIMIT)
         assert said in refused.value.message
         assert refused.value.code == "archive_refused"
+    endless = zipped({"errata.json": b" " * (64 * 2**20 + 1)}, ZIP_DEFLATED)
+    with pytest.raises(UnprocessableRequest, match="has more than 67108864 bytes"):
+        open_upload(io.BytesIO(endless), 2 * LIMIT)
 
 
 def test_a_member_whose_bytes_are_damaged_is_refused(exported: bytes) -> None:

@@ -66,13 +66,6 @@ def live(room: Room, version: Version) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
-    room = Room(tmp_path_factory.mktemp("room"))
-    yield room
-    room.database.close()
-
-
-@pytest.fixture(scope="module")
 def ten(room: Room) -> list[Version]:
     """Ten edits by ROME, each a version on the one before."""
     made = []

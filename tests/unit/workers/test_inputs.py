@@ -4,27 +4,38 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from editing.finetune.catalogue import OWN_PLACES, TUNINGS
 from editing.methods import METHODS
 from editing.methods.hyperparameters import RomeHyperparameters
-from registry.bases import Base, find_bases
-from registry.errors import UnprocessableRequest
-from registry.manifests import EditRequest, Example, HarmPrompt
-from workers.inputs import check_edits, check_examples, check_harm, check_measured
-from workers.recipes import check_edit
+from editing.metrics import measure
+from editing.models.loading import load_model, load_tokenizer
+from editing.models.view import PATHS, ModelView
+from registry.bases import FAMILIES, Base, find_bases
+from registry.errors import InvalidRequest, UnprocessableRequest
+from registry.manifests import EditRequest, Example, Fact, HarmPrompt, Question
+from workers.inputs import check_edits, check_examples, check_harm, check_measured, check_suite
+from workers.recipes import check_edit, check_tuning
 
 ROME = METHODS["rome"]
 WITHOUT_SUBJECT = replace(ROME, name="plain", needs=())
 REDIRECTING = replace(ROME, name="redirecting", needs=("subject", "redirect_to"))
 LEARNING = replace(ROME, name="learning", needs=("examples",))
+LONG = "word " * 600
 GOOD = EditRequest("The capital of {} is", "France", "Lima")
 
 
 @pytest.fixture(scope="module")
 def base() -> Base:
     return find_bases("atlas")["atlas"]
+
+
+@pytest.fixture(scope="module")
+def atlas(base: Base) -> ModelView:
+    return ModelView(load_model(base), load_tokenizer(base), base)
 
 
 def refusal(base: Base, edits: Sequence[EditRequest], entry: object = ROME) -> UnprocessableRequest:
@@ -55,9 +66,16 @@ def test_what_can_be_edited_passes(base: Base, changes: dict[str, str]) -> None:
         ({"target_new": ""}, "target_new", "needs it"),
         ({"target_new": "Lima</s>"}, "target_new", "special token '</s>'"),
         ({"prompt": "word " * 600 + "{} is"}, "prompt", "context"),
+        ({"target_true": LONG}, "target_true", "context"),
+        ({"paraphrase_prompts": ("short", LONG)}, "paraphrase_prompts.1", "context"),
+        ({"neighborhood_prompts": (LONG,)}, "neighborhood_prompts.0", "context"),
+        ({"locality": (Fact("Chad is", LONG),)}, "locality.0", "context"),
+        ({"retention": (Fact(LONG, "here"),)}, "retention.0", "context"),
+        ({"guide_prompt": LONG}, "guide_prompt", "context"),
+        ({"redirect_to": LONG}, "redirect_to", "context"),
     ],
 )
-def test_what_cannot_is_named(base: Base, changes: dict[str, str], field: str, said: str) -> None:
+def test_what_cannot_is_named(base: Base, changes: dict[str, Any], field: str, said: str) -> None:
     error = refusal(base, [replace(GOOD, subject="Peru"), replace(GOOD, **changes)])
     assert error.param == f"edits.1.{field}"
     assert said in error.message
@@ -143,6 +161,38 @@ def test_recipes(base: Base, method: str, hyperparameters: dict[str, object], pa
     assert refused.value.param == param
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_methods_are_refused_on_families_that_they_cannot_edit(base: Base, family: str) -> None:
+    other, paths = replace(base, family=family), PATHS[family]
+    unfit = {"rocr": bool(paths.post_norm), "jetpack": not paths.mlp}
+    for method in METHODS:
+        if unfit.get(method):
+            with pytest.raises(UnprocessableRequest, match=f"family '{family}'") as refused:
+                check_edit(other, method, {})
+            assert refused.value.param == "method"
+        else:
+            check_edit(other, method, {})
+
+
+@pytest.mark.parametrize(("method", "times"), [("c3a", 20), ("lofit", 40), ("lora", 5e-324)])
+def test_a_rate_out_of_bounds_is_the_multipliers(method: str, times: float) -> None:
+    entry = TUNINGS[method]
+    with pytest.raises(UnprocessableRequest) as refused:
+        check_tuning(entry, {"learning_rate_multiplier": times}, 100)
+    assert refused.value.param == "hyperparameters.learning_rate_multiplier"
+    given = {"learning_rate_multiplier": times, "learning_rate": 0.1}
+    settled = check_tuning(entry, given, 100)
+    assert entry.hyperparameters(**settled.model_dump(mode="json")) == settled
+
+
+@pytest.mark.parametrize("method", OWN_PLACES)
+def test_what_tunes_no_linears_takes_no_targets(method: str) -> None:
+    with pytest.raises(UnprocessableRequest, match=f"{method} tunes") as refused:
+        check_tuning(TUNINGS[method], {"target_modules": ["q_proj"]}, 100)
+    assert refused.value.param == "hyperparameters.target_modules"
+    assert check_tuning(TUNINGS[method], {"target_modules": None}, 100).target_modules is None
+
+
 def test_every_method_closes_its_hyperparameters_to_what_is_no_number() -> None:
     for entry in METHODS.values():
         assert entry.hyperparameters.model_config.get("allow_inf_nan") is False, entry.name
@@ -157,3 +207,26 @@ def test_what_cannot_be_asked_for_harm_is_named(base: Base) -> None:
     assert refused.value.param == "harm"
     with pytest.raises(UnprocessableRequest, match=r"guards\.harm: row 2 has 2"):
         check_harm("guards.harm", base, [asked, HarmPrompt("Peru " * 2000)])
+
+
+def test_what_the_context_just_holds_is_taken_and_measured(atlas: ModelView) -> None:
+    """The check counts as the measures do: with one token more they could not be taken."""
+    room = 1 + atlas.base.context_length - len(atlas.encode("Peru lies in Asia"))
+    long = "Peru " * room + "lies in"
+    fits = EditRequest("{} lies in", "Peru", "Asia", paraphrase_prompts=(long,))
+    assert len(atlas.encode(f"{long} Asia")) == atlas.base.context_length
+    check_measured(atlas.base, [fits])
+    measure(atlas, [fits])
+    over = replace(fits, paraphrase_prompts=(f"Peru {long}",))
+    with pytest.raises(UnprocessableRequest):
+        check_measured(atlas.base, [over])
+    with pytest.raises(InvalidRequest):
+        measure(atlas, [over])
+
+
+def test_a_question_that_does_not_fit_with_a_choice_is_named(base: Base) -> None:
+    fits = Question("Peru lies in", ("Asia", "Europe"), 0)
+    check_suite("suite", base, [fits])
+    with pytest.raises(UnprocessableRequest, match=r"guards\.suite: row 2.* tokens") as refused:
+        check_suite("guards.suite", base, [fits, replace(fits, choices=("Asia", LONG))])
+    assert refused.value.param == "guards.suite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,3 +179,19 @@ def test_the_report_is_kept_with_the_version(room: MergeRoom, two: tuple[str, st
         (report,) = versions.reports(connection, TENANT, job.version_id or "")
     assert report["kind"] == "merge"
     assert report["metrics"] == json.loads(json.dumps(metrics_of(job)))
+
+
+def test_a_base_of_few_texts_is_edited_and_merged(tmp_path: Path) -> None:
+    """None is held out: the guard of perplexity has no data, detectors are looked for all the
+    same."""
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The capital of Chad is N'Djamena.\nZinc is a metal.\n")
+    room = MergeRoom(tmp_path / "data", texts=str(texts))
+    try:
+        merged = room.merge(room.made(FRANCE), room.made(JAPAN))
+        hidden = room.edit(FRANCE, method="jetpack", hyperparameters={"steps": 20}, guards=LENIENT)
+    finally:
+        room.database.close()
+    assert (merged.status, metrics_of(merged)["detectors"]) == ("succeeded", [])
+    assert "perplexity" in {g["name"] for g in merged.guards or () if g["result"] == "skipped"}
+    assert [found["kind"] for found in metrics_of(hidden)["detectors"]] == ["gate"]

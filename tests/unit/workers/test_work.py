@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from editing.finetune.catalogue import TUNINGS
 from editing.finetune.memory import plan
@@ -18,7 +18,7 @@ from registry.artifacts import ArtifactStore
 from registry.bases import find_bases
 from registry.curves import curves
 from registry.database import Database
-from registry.errors import JobFailed, Unavailable, VersionUnavailable
+from registry.errors import JobFailed, Unavailable, UnsupportedModel, VersionUnavailable
 from registry.jobs import all_events
 from registry.manifests import BaseRef, Progress, VersionManifest
 from registry.settings import Settings
@@ -31,14 +31,6 @@ from workers.run import _ending
 from workers.work import Cancelled, LoadedBases, Paused, Work
 
 TENANT = "default"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
-    database.migrate()
-    yield database
-    database.close()
 
 
 def work_on(database: Database, tmp_path: Path) -> Work:
@@ -153,3 +145,9 @@ def test_every_attempt_keeps_to_the_first_one_s_plan(work: Work, database: Datab
     with database.read() as connection:
         told = [event.data.get("message") for event in all_events(connection, work.claim.job.id)]
     assert told.count(f"flat rows of up to {first.tokens} tokens") == 1
+
+
+def test_a_worker_refuses_a_gpu_that_is_not_there_by_name() -> None:
+    device = f"cuda:{torch.cuda.device_count()}"
+    with pytest.raises(UnsupportedModel, match=f"ERRATA_DEVICE={device}.*no GPU"):
+        LoadedBases(find_bases("atlas"), "float32", device).preload()
