@@ -100,7 +100,7 @@ def serve(settings: Settings) -> None:
             notices=Notices(redis_url),
             limiter=Limiter(redis_url),
         )
-        for stop in STOPS:  # the server raises them again once done
+        for stop in STOPS:
             signal.signal(stop, _leave)
         try:
             supervisor.start()
@@ -130,11 +130,12 @@ class _Server(uvicorn.Server):
         self._gate = gate
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._captured_signals.append(sig)
         self._gate.close()
 
 
 async def _serve_api(settings: Settings, services: Services, supervisor: Supervisor) -> None:
+    for stop in STOPS:  # raising within the loop would break off its end, with threads waiting
+        signal.signal(stop, lambda _signal, _frame: services.gate.close())
     config = uvicorn.Config(
         create_app(settings, services),
         host=settings.host,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -179,6 +180,33 @@ def test_however_often_it_is_told_to_stop_an_attempt_is_released(own: Service) -
     assert own.wait_ended() == 0
     with own.database().read() as connection:
         assert [attempt["outcome"] for attempt in attempts(connection, job["id"])] == ["released"]
+
+
+LATE_SIGNAL = """
+import asyncio, signal
+
+close = asyncio.Runner.close
+
+def closed(self):
+    signal.raise_signal(signal.SIGTERM)
+    close(self)
+
+asyncio.Runner.close = closed
+"""
+
+
+def test_a_signal_as_its_loop_closes_does_not_keep_it_from_ending(
+    own: Service, tmp_path: Path
+) -> None:
+    own.stop()
+    (tmp_path / "sitecustomize.py").write_text(LATE_SIGNAL)
+    before = own._settings
+    paths = filter(None, (str(tmp_path), os.environ.get("PYTHONPATH")))
+    own._settings = {**before, "PYTHONPATH": os.pathsep.join(paths)}
+    own.start()
+    own._settings = before
+    assert own.client.get("/v1/versions").status_code == 200  # it has threads that it must end
+    assert own.stop() == 0
 
 
 def test_a_service_that_cannot_go_on_stops_and_says_so(own: Service) -> None:
