@@ -1,7 +1,8 @@
 """Resident memory of every process of a service, as long as it runs.
 
 Sizes are PSS: a page that n processes share counts 1/n in each, so that sizes add up. Work-horses
-come and go with jobs (one waits, one works): they count as one of their mean size at that moment.
+come and go with jobs, one waits while another works, and what they hold depends on how far a job
+is: they count as one of their mean size over half a run.
 """
 
 from __future__ import annotations
@@ -34,13 +35,9 @@ class Sample:
     sizes: dict[str, list[int]]
 
     @property
-    def total(self) -> float | None:
-        """None while no work-horse lives: between the end of one and the start of the next."""
-        horses = self.sizes.get(ONE_OF_MANY)
-        if not horses:
-            return None
-        lasting = sum(sum(sizes) for part, sizes in self.sizes.items() if part != ONE_OF_MANY)
-        return lasting + mean(horses)
+    def lasting(self) -> int:
+        """What all parts hold but the one that comes and goes."""
+        return sum(sum(sizes) for part, sizes in self.sizes.items() if part != ONE_OF_MANY)
 
     def to_json(self) -> dict[str, Any]:
         return {"at": round(self.at, 1), **self.sizes}
@@ -54,10 +51,16 @@ async def watch(pid: int, pause: float, samples: list[Sample]) -> None:
         await asyncio.sleep(pause)
 
 
-def around(samples: Sequence[Sample], begin: float, end: float) -> float:
-    """The median of the totals between two moments."""
-    totals = [sample.total for sample in samples if begin <= sample.at <= end]
-    return median(total for total in totals if total is not None)
+def lasting(samples: Sequence[Sample], begin: float, end: float) -> float:
+    """What lasts between two moments: the median."""
+    return median(sample.lasting for sample in samples if begin <= sample.at <= end)
+
+
+def passing(samples: Sequence[Sample], begin: float, end: float) -> float:
+    """One of those that come and go between two moments: the mean; 0 where there is none."""
+    seen = [sample.sizes.get(ONE_OF_MANY) for sample in samples if begin <= sample.at <= end]
+    sizes = [mean(horses) for horses in seen if horses]
+    return mean(sizes) if sizes else 0.0
 
 
 def _sample(pid: int, at: float) -> Sample:

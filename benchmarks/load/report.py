@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.load.changes import Changes
-from benchmarks.load.memory import MARKS, Sample, around
+from benchmarks.load.memory import MARKS, Sample, lasting, passing
 from benchmarks.load.traffic import Traffic
 from benchmarks.load.workload import Scale
 
@@ -34,9 +34,23 @@ def figures(scale: Scale, traffic: Traffic, changes: Changes, samples: Sequence[
 
 def growth(scale: Scale, samples: Sequence[Sample]) -> float:
     """The service's memory at the end over that at minute 2 (of a short run: at a fifth)."""
+    begin, end = memory(scale, samples)
+    return end / begin
+
+
+def memory(scale: Scale, samples: Sequence[Sample]) -> tuple[float, float]:
+    """Bytes at minute 2 (of a short run: at a fifth) and at the end.
+
+    What lasts is taken in a window about the moment, and work-horses over the half of the run that
+    it lies in, for a window sees but one or two of them.
+    """
     settled, half = min(SETTLED_SECONDS, scale.seconds / 5), scale.seconds * WINDOW
-    begin = around(samples, settled - half, settled + half)
-    return around(samples, scale.seconds - 2 * half, scale.seconds) / begin
+    middle = scale.seconds / 2
+    return (
+        lasting(samples, settled - half, settled + half) + passing(samples, 0, middle),
+        lasting(samples, scale.seconds - 2 * half, scale.seconds)
+        + passing(samples, middle, scale.seconds),
+    )
 
 
 def detail(
@@ -60,6 +74,7 @@ def detail(
         "wrong": dict(traffic.wrong),
         "told": [*traffic.told, *changes.errors],
         "client_cpu_share": busy / scale.seconds,
+        "memory_bytes": memory(scale, samples),
         "memory": [sample.to_json() for sample in samples],
     }
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.load.memory import Sample, around
-from benchmarks.load.report import table
+from benchmarks.load.memory import Sample
+from benchmarks.load.report import growth, memory, table
 from benchmarks.load.run import run
 from benchmarks.load.traffic import Traffic
 from benchmarks.load.workload import QUICK, Ask, Questions
@@ -43,10 +43,20 @@ def test_every_process_is_seen(result: dict[str, Any]) -> None:
     assert table(result["figures"], result["detail"]).row_count > 8
 
 
-def test_of_work_horses_one_counts() -> None:
-    sizes = {"api": [100], "engine": [300], "horse": [50, 150]}
-    samples = [Sample(0, {"api": [1]}), Sample(1, sizes), Sample(2, {**sizes, "horse": [100]})]
-    assert around(samples, 0, 3) == 500
+def test_of_work_horses_one_counts_over_half_a_run() -> None:
+    scale = dataclasses.replace(QUICK, seconds=100.0)
+    sizes = {"api": [100], "engine": [300]}
+    horses = {10: [50, 150], 20: [], 40: [200], 60: [80], 95: [100, 140]}
+    samples = [Sample(0, {"api": [1]})]
+    samples += [Sample(at, {**sizes, "horse": held}) for at, held in horses.items()]
+    assert memory(scale, samples) == (400 + 150, 400 + 100)
+    assert growth(scale, samples) == 500 / 550
+
+
+def test_what_lasts_may_not_grow_unseen() -> None:
+    scale = dataclasses.replace(QUICK, seconds=100.0)
+    samples = [Sample(at, {"engine": [100 + at]}) for at in range(100)]
+    assert growth(scale, samples) == pytest.approx((100 + 94.5) / (100 + 20))
 
 
 @pytest.mark.parametrize(
