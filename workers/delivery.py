@@ -303,7 +303,7 @@ def _finish(connection: redis.Redis, script: str, identifier: str, execution: st
 
 
 def workers_ready(connection: redis.Redis) -> int:
-    """How many registered workers are idle, with a work-horse ready, or busy."""
+    """How many registered workers are idle, with a work-horse ready or soon, or busy."""
     keys = get_keys(connection=connection)
     states: list[Any] = [connection.hget(key, "state") for key in keys]
     return sum(state in (b"idle", b"busy") for state in states)

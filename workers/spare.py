@@ -22,6 +22,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _REAP_SECONDS = 0.25
 _FIRST_DELAY = 0.1
 _LONGEST_DELAY = 5.0
+_USUAL_SECONDS = 60.0  # in which a work-horse has preloaded
 
 
 class WorkHorse:
@@ -120,12 +121,22 @@ class Spare:
         self._new_horse = new_horse
         self._horse: WorkHorse | None = None
         self._due = 0.0
+        self._begun = 0.0
         self._failures = 0
+        self._taken = 0
 
     @property
     def ready(self) -> bool:
         """Whether a preloaded work-horse stands by, as far as ``keep`` and ``wait`` have seen."""
         return self._horse is not None and self._horse.ready
+
+    @property
+    def expected(self) -> bool:
+        """Whether one stands by or should soon, as others did before it."""
+        if self._horse is None or self._horse.ready:
+            return self.ready
+        is_late = time.monotonic() - self._begun > _USUAL_SECONDS
+        return self._taken > 0 and not self._failures and not is_late
 
     def keep(self) -> None:
         """Starts a work-horse where there is none."""
@@ -143,6 +154,7 @@ class Spare:
             self.close()
         if self._horse is None and time.monotonic() >= self._due:
             self._horse = self._new_horse()
+            self._begun = time.monotonic()
 
     def wait(self, seconds: float) -> None:
         """Waits for the spare to be ready, or until it is time to ``keep`` again."""
@@ -155,6 +167,7 @@ class Spare:
         """Hands over the work-horse, which is the taker's to close; None if there is none."""
         horse, self._horse = self._horse, None
         self._failures = 0
+        self._taken += horse is not None
         return horse
 
     def close(self) -> None:

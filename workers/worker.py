@@ -145,17 +145,16 @@ class ErrataWorker(Worker):
 
     def _next(self) -> AttemptRecord:
         """Waits for an attempt; takes none before a work-horse is ready for it."""
-        self._state = WorkerStatus.STARTED
         while True:
             self._try(self._pulse.keep)
             self._spare.keep()
+            state = WorkerStatus.IDLE if self._spare.expected else WorkerStatus.STARTED
             with self._may_interrupt():
-                if not self._spare.ready:
-                    self._state = WorkerStatus.STARTED
-                    self._spare.wait(_TURN)
-                elif self._state != WorkerStatus.IDLE:
-                    self._state = WorkerStatus.IDLE
+                if self._state != state:
+                    self._state = state
                     self._pulse.hurry()
+                elif not self._spare.ready:
+                    self._spare.wait(_TURN)
                 else:
                     record = self._take()
                     if record is not None:

@@ -50,7 +50,9 @@ class Readiness(BaseModel):
     queue: bool
     engine: bool
     artifacts: bool
-    workers: int = Field(description="Workers that can take a job, or are at one.")
+    workers: int = Field(
+        description="Workers that can take a job, are at one, or get ready for the next."
+    )
     bases: list[BaseReadiness]
     reasons: dict[Part, str] = Field(description="By part, why it is not ready.")
 

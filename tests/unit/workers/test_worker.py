@@ -47,6 +47,24 @@ def test_a_ready_spare_starts_at_once(connection: redis.Redis, workplace: Workpl
     assert workplace.count("ended", 1)[0][2] == str(workplace.spare())
 
 
+def test_between_attempts_a_worker_is_there_though_its_next_spare_is_not(
+    connection: redis.Redis, workplace: Workplace
+) -> None:
+    workplace.work(lease=3.0)  # it says its state every .6 s
+    until(lambda: workers_ready(connection) == 1)
+    (workplace.folder / "slow").touch()
+    queue(connection, "job_a")
+    workplace.count("ended", 1)
+    until(lambda: not is_known(connection, "job_a", 1))
+    end = time.monotonic() + 1.5
+    while time.monotonic() < end:
+        assert workers_ready(connection) == 1
+        time.sleep(0.02)
+    queue(connection, "job_b")
+    (workplace.folder / "slow").unlink()
+    workplace.count("ended", 2)
+
+
 @pytest.mark.parametrize("kind", ["crash", "exit", "raise", "crash_hook"])
 def test_a_work_horse_that_dies_is_reported_by_its_own_worker(
     connection: redis.Redis, workplace: Workplace, kind: str
