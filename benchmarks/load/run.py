@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,10 @@ from benchmarks.parts import finite, write
 from benchmarks.serving.service import Served, serve
 from registry.bases import find_bases
 from registry.manifests import VersionManifest
+from serving.runner import padded_rows
+
+#: Ids of atlas's tokens that are plain text.
+PLAIN_TOKENS = 300, 2000
 
 
 def run(scale: Scale, console: Console) -> dict[str, Any]:
@@ -31,10 +36,13 @@ def run(scale: Scale, console: Console) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="errata-load-") as folder,
         serve(Path(folder) / "service", [base], [], workers=1, **settings) as served,
     ):
-        return asyncio.run(_load(scale, served, VersionManifest(base.ref).id, console))
+        first = VersionManifest(base.ref).id
+        return asyncio.run(_load(scale, served, first, base.context_length, console))
 
 
-async def _load(scale: Scale, served: Served, first: str, console: Console) -> dict[str, Any]:
+async def _load(
+    scale: Scale, served: Served, first: str, context_length: int, console: Console
+) -> dict[str, Any]:
     questions = Questions()
     async with httpx.AsyncClient(base_url=served.url, timeout=120) as client:
         changes = Changes(client, scale, questions, [first])
@@ -43,6 +51,8 @@ async def _load(scale: Scale, served: Served, first: str, console: Console) -> d
         for _ in range(scale.edited):
             await changes.edit()
         changes.edits.clear()
+        console.log("a prompt of each length")
+        await _ask_lengths(client, scale.endpoints[0], context_length)
         traffic = Traffic(served.url, scale, questions, changes.floors)
         samples: list[Sample] = []
         console.log(f"{scale.streams} streams for {scale.seconds:g} s")
@@ -62,6 +72,19 @@ async def _load(scale: Scale, served: Served, first: str, console: Console) -> d
     }
     result: dict[str, Any] = finite(found)
     return result
+
+
+async def _ask_lengths(client: httpx.AsyncClient, model: str, context_length: int) -> None:
+    """Have the engine compile its products for each number of rows up to a whole context.
+
+    It does so for a number when it first comes up, and keeps them: else memory would rise for as
+    long as there are rare ones that have not come up yet.
+    """
+    chance = random.Random(1)
+    for rows in sorted({padded_rows(count) for count in range(1, context_length)}):
+        prompt = [chance.randrange(*PLAIN_TOKENS) for _ in range(min(rows, context_length - 1))]
+        body = {"model": model, "prompt": prompt, "max_tokens": 1}
+        (await client.post("/v1/completions", json=body)).raise_for_status()
 
 
 def main(
