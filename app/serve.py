@@ -30,6 +30,7 @@ from registry.settings import Settings
 from registry.signing import Trust, signer_of
 from registry.stores import await_store, open_store
 from serving.client import EngineClient
+from serving.memory import share_arenas
 from telemetry import traces
 from workers.connection import connect, wait_for_queue
 from workers.dispatch import Dispatcher
@@ -58,6 +59,7 @@ def serve(settings: Settings) -> None:
         ErrataError: a setting that cannot work, with the cure; or something that the service cannot
             do without failed.
     """
+    share_arenas()
     if (problem := traces.problem()) is not None:
         raise InvalidRequest(problem)
     traces.configure("api")
