@@ -24,6 +24,7 @@ from rich.table import Table
 
 from registry.errors import ErrataError, Unavailable
 from registry.settings import Settings
+from workers.tether import tethered
 
 ENDPOINT = "atlas"
 EDIT: dict[str, Any] = {
@@ -209,7 +210,7 @@ def _service(console: Console) -> Iterator[httpx.Client]:
         )
         environment = {**os.environ, **settings.environment()}
         log = Path(data) / "serve.log"
-        command = [sys.executable, "-m", "app.cli", "serve"]
+        command = tethered([sys.executable, "-m", "app.cli", "serve"])
         begun = time.monotonic()
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)

@@ -25,6 +25,7 @@ from registry.manifests import VersionManifest
 from registry.settings import Settings
 from registry.stores import open_store
 from registry.versions import insert_version
+from workers.tether import tethered
 
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
@@ -75,7 +76,7 @@ def serve(
     log = data / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve", "--quiet"],
+            tethered([sys.executable, "-m", "app.cli", "serve", "--quiet"]),
             env={**os.environ, **chosen.environment()},
             stdout=output,
             stderr=output,
