@@ -18,12 +18,13 @@ ARROWS = {
         "registry",
         "telemetry",
         "serving.client",
+        "serving.memory",
         "serving.protocol",
         "serving.status",
         "workers",
         "benchmarks",
     },
-    "benchmarks": {"registry", "editing", "serving", "app"},
+    "benchmarks": {"registry", "editing", "serving", "app", "workers.tether"},
 }
 #: Within app/, of the workers only the side of the queue, without torch.
 QUEUE_SIDE = {
@@ -38,6 +39,7 @@ QUEUE_SIDE = {
     "workers.preprocessing",
     "workers.recipes",
     "workers.supervisor",
+    "workers.tether",
     "workers.worker",
 }
 

@@ -31,8 +31,13 @@ def redis() -> Iterator[str]:
 
 
 @pytest.fixture
-def charged(redis: str) -> Callable[[Sequence[GenerateRequest], Pieces, int], int]:
+def charged(
+    redis: str, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Sequence[GenerateRequest], Pieces, int], int]:
     """What requests cost of which so many pieces are read."""
+    monkeypatch.setattr(
+        "app.limits.PATIENCE", 30.0
+    )  # a machine may be busy: nothing goes uncharged
     key = Key(1, "key_1", "default", "ada", frozenset(), None, 1, 0.0, None, None)
 
     async def engine(pieces: Pieces) -> AsyncGenerator[tuple[int, Piece], None]:
