@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from registry.bases import Base
-from registry.errors import ErrataError
+from registry.errors import ErrataError, TooManyRequests
 from serving.blocks import BLOCK
 from serving.counters import STEP_SECONDS, STEP_TOKENS, Histogram
 from serving.guides import Guides
@@ -74,8 +74,20 @@ class Lane:
     def __len__(self) -> int:
         return len(self._streams)
 
+    def full(self, retry_after: int = 1) -> TooManyRequests:
+        """What a request is told for which the queue has no place; ``retry_after`` in seconds."""
+        return TooManyRequests(
+            f"{self.scheduler.limits.max_waiting} requests wait for base {self.base.name!r}"
+            " already, the most allowed (ERRATA_MAX_WAITING); try again later",
+            code="engine_full",
+            retry_after=retry_after,
+        )
+
     def add(self, stream: Stream) -> list[Output]:
+        """Queue a stream, or end it with an error: it can never fit, or the queue is full."""
         try:
+            if self.scheduler.waiting >= self.scheduler.limits.max_waiting:
+                raise self.full()
             self.scheduler.add(stream.sequence)
         except ErrataError as error:
             return [Output(stream.key, error=error)]

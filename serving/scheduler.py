@@ -12,7 +12,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from math import lcm
 
-from registry.errors import InvalidRequest, TooManyRequests
+from registry.errors import InvalidRequest
 from serving.blocks import BLOCK, BlockManager, Table, blocks_for
 from serving.plan import Segment, StepPlan
 
@@ -127,16 +127,9 @@ class Scheduler:
 
         Raises:
             InvalidRequest: it can never fit.
-            TooManyRequests: the queue is full.
         """
         voices = len(sequence.versions)
         completion_limit(self.limits, len(sequence.prompt), sequence.max_tokens, voices)
-        if self.waiting >= self.limits.max_waiting:
-            raise TooManyRequests(
-                f"{self.waiting} requests wait already, the most allowed; try again later",
-                code="engine_full",
-                retry_after=1,
-            )
         self._waiting.append(sequence)
 
     def remove(self, key: Hashable) -> Sequence | None:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from registry.errors import ErrataError, InvalidRequest, TooManyRequests, VersionUnavailable
+from registry.errors import ErrataError, InvalidRequest, VersionUnavailable
 from serving.engine import Engine
 from serving.frames import MAX_FRAME, FrameError, encode_frame, read_frame
 from serving.lane import Lane, Output
@@ -197,12 +197,7 @@ class Server:
         limits = lane.scheduler.limits
         way = (lane.base.name, self._versions.loaded(request.versions))
         if lane.scheduler.waiting + self._admitting[way] >= limits.max_waiting:
-            raise TooManyRequests(
-                f"{limits.max_waiting} requests wait for base {lane.base.name!r} already, the most"
-                " allowed (ERRATA_MAX_WAITING); try again later",
-                code="engine_full",
-                retry_after=self._drained_in(limits.max_waiting),
-            )
+            raise lane.full(self._drained_in(limits.max_waiting))
         self._admitting[way] += 1
         try:
             return await self._admitted(connection, number, request, lane)

@@ -9,7 +9,7 @@ import torch
 from editing.deltas import Effect
 from editing.models.loading import weights_digest
 from registry.bases import Base
-from registry.errors import ErrataError, InvalidRequest
+from registry.errors import ErrataError, InvalidRequest, TooManyRequests
 from registry.settings import Settings
 from serving.engine import Engine
 from serving.lane import Lane, Output
@@ -295,6 +295,19 @@ def test_a_grammar_that_cannot_be_followed_further_ends_its_stream_with_the_reas
     assert isinstance(output.error, InvalidRequest)
     assert "response_format" in output.error.message
     assert (lane.scheduler.blocks.held, len(lane)) == (0, 0)
+
+
+def test_a_request_for_which_the_queue_has_no_place_is_told_when_to_come_back(
+    saved: Callable[[str], Base],
+) -> None:
+    """However it came past the front, which counts only those that it still has."""
+    lane = lane_of(saved("llama"), max_waiting=2)
+    found = run(lane, *(stream(lane, n) for n in range(3)))
+    (refusal,) = found.pop(2)
+    assert isinstance(refusal.error, TooManyRequests)
+    assert "2 requests wait for base 'llama' already" in refusal.error.message
+    assert (refusal.error.code, refusal.error.retry_after) == ("engine_full", 1)
+    assert [len(tokens(outputs)) for outputs in found.values()] == [12, 12]
 
 
 def test_a_cancelled_stream_frees_its_blocks_at_once(lane: Lane) -> None:

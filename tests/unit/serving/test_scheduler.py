@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.errors import InvalidRequest, TooManyRequests
+from registry.errors import InvalidRequest
 from serving.blocks import BLOCK
 from serving.plan import StepPlan
 from serving.scheduler import CHUNK, Limits, Scheduler, Sequence, completion_limit
@@ -370,15 +370,6 @@ def test_without_max_tokens_a_completion_takes_what_is_left() -> None:
     with pytest.raises(InvalidRequest) as caught:
         completion_limit(LIMITS, 2048, None)
     assert caught.value.param == "prompt"
-
-
-def test_a_full_queue_says_when_to_come_back() -> None:
-    scheduler = Scheduler(replace(LIMITS, max_waiting=2))
-    scheduler.add(sequence("a"))
-    scheduler.add(sequence("b"))
-    with pytest.raises(TooManyRequests) as caught:
-        scheduler.add(sequence("c"))
-    assert caught.value.retry_after
 
 
 def test_a_removed_sequence_leaves_nothing() -> None:
