@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from editing.deltas import Sparse
+
 #: More padding than this is not worth it.
 MOST_ROWS = 32
 _COUNTS = (*range(1, 18), 23, 24, 25, 31, 32, 33, 47, 48, 63, 64, 65, 127, 128, 129, 256)
@@ -67,3 +69,7 @@ def _products(
     for out, inputs in sorted(shapes | low_rank):
         weight = torch.randn(out, inputs, generator=generator).to(model.device)
         yield inputs, inputs * out, torch.float32, partial(F.linear, weight=weight)
+    for out, inputs in sorted(shapes)[:1]:  # of a sparse matrix the shape does not matter
+        dense = F.threshold(torch.randn(out, inputs, generator=generator), 1, 0)
+        product = Sparse.of(dense.to(model.device)).product
+        yield inputs, inputs * out, torch.float32, product

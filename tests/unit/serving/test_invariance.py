@@ -21,7 +21,7 @@ from serving.versions import Effects
 from tests.models import random_effect
 
 PATHS = {"model.layers.0.self_attn.k_proj": (32, 64), "model.layers.1.mlp.down_proj": (64, 96)}
-KINDS = ("rank1", "rank3", "dense", "scale", "gated")
+KINDS = ("rank1", "rank3", "dense", "sparse", "scale", "gated")
 VERSIONS: dict[str, Effects] = {
     "base": {},
     **{
