@@ -1,5 +1,6 @@
 from dataclasses import asdict
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ def test_every_value_is_in_one_bucket(values: list[float]) -> None:
     for value in values:
         found.observe(value)
     assert found.count == len(values)
-    assert found.total == sum(values)
+    assert found.total == pytest.approx(sum(values))  # which newer Pythons add more exactly
     expected = [(f"{b:g}", sum(v <= b for v in values)) for b in (1.0, 2.5, 5.0)]
     assert found.cumulative() == [*expected, ("+Inf", len(values))]
     assert Histogram.from_json(asdict(found)) == found

@@ -16,6 +16,7 @@ import pytest
 from registry.bases import Base
 from registry.errors import InvalidRequest, TooManyRequests, Unavailable, VersionUnavailable
 from serving.client import EngineClient
+from serving.invariance import MOST_ROWS
 from serving.protocol import GenerateRequest, Piece, SamplingParams, VersionRef
 from serving.socket_file import SocketFile
 from serving.status import EngineStatus
@@ -90,7 +91,7 @@ def test_the_status_says_what_is_loaded(engine: EngineProcess, base: Base) -> No
         assert (loaded.name, loaded.digest, loaded.family) == (base.name, base.digest, "llama")
         assert loaded.batch_invariant
         assert loaded.has_chat_template
-        assert 1 <= loaded.min_rows <= 16
+        assert 1 <= loaded.min_rows <= MOST_ROWS
         assert (loaded.kv_tokens, status.threads) == (8192, 1)
         assert engine.process is not None
         assert status.pid == engine.process.pid
