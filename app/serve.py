@@ -22,7 +22,7 @@ from app.loops import running
 from app.main import create_app
 from app.services import Services
 from registry import keys
-from registry.bases import find_bases
+from registry.bases import Base, find_bases
 from registry.database import Database
 from registry.errors import ErrataError, InvalidRequest
 from registry.identity import claim_store
@@ -66,7 +66,11 @@ def serve(settings: Settings) -> None:
     bases = find_bases(settings.bases)
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     signer_of(settings)  # what a worker will ask for
-    database = Database(settings.sql_url, Trust.of(settings))
+    with contextlib.closing(Database(settings.sql_url, Trust.of(settings))) as database:
+        _serve(settings, bases, database)
+
+
+def _serve(settings: Settings, bases: dict[str, Base], database: Database) -> None:
     database.wait(settings.wait_seconds)
     database.migrate()
     if settings.redis_url:

@@ -123,18 +123,20 @@ LIBRARIES = """
 import logging, sys, threading, warnings
 from telemetry.logs import configure
 configure("json", "DEBUG")
-logging.getLogger("httpx").info("HTTP Request: hunter2-secret")
-logging.getLogger("sqlalchemy.engine.Engine").debug("Row hunter2-secret")
+secret = sys.argv[1]
+logging.getLogger("httpx").info(f"HTTP Request: {secret}")
+logging.getLogger("sqlalchemy.engine.Engine").debug(f"Row {secret}")
 logging.getLogger("errata.x").debug("told")
 warnings.warn("a warning")
-thread = threading.Thread(target=lambda: int("hunter2-secret"), name="t")
+thread = threading.Thread(target=lambda: int(secret), name="t")
 thread.start(); thread.join()
-int("hunter2-secret")
+int(secret)
 """
 
 
 def test_every_line_of_a_process_is_json_and_libraries_say_little() -> None:
-    ended = subprocess.run([sys.executable, "-c", LIBRARIES], capture_output=True, text=True)
+    command = [sys.executable, "-c", LIBRARIES, SECRET]
+    ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 1
     assert SECRET not in ended.stderr
     told = [json.loads(line) for line in ended.stderr.splitlines()]
