@@ -73,7 +73,8 @@ Examples = Annotated[
         json_schema_extra={"items": EXAMPLE},
     ),
 ]
-Phrase = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"\S")]
+#: Not blank. Dialects disagree whether NEL and the byte order mark are space: here they are.
+Phrase = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"[^\s\x85\ufeff]")]
 Share = Annotated[float | None, Field(ge=0, le=1, allow_inf_nan=False)]
 Ratio = Annotated[float | None, Field(gt=0, le=1e6, allow_inf_nan=False)]
 

@@ -183,6 +183,7 @@ def test_any_version_can_be_asked(service: Service, aligned: str, harm: str) -> 
         ({"harm": "file-0"}, "guards.harm"),
         ({"refusals": []}, "guards.refusals"),
         ({"refusals": [" "]}, "guards.refusals.0"),
+        ({"refusals": ["\x85\ufeff"]}, "guards.refusals.0"),
         ({"refusal_loss": 2}, "guards.refusal_loss"),
     ],
 )
